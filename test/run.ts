@@ -5,6 +5,7 @@
  *   --jobs N         files at once (default: 2, or 1 on one core)
  *   --time-limit S   seconds a file may take unless it says `// time-limit: S` itself (default 180)
  *   --root DIR       the folder whose test/ is run (default: the current folder)
+ *   --check NAME=ok|failed   a check made before the tests, to be counted as one of them
  *   --verbose        print the output of every file, not only of failed ones
  */
 import { availableParallelism } from 'node:os';
@@ -17,6 +18,7 @@ const { values, positionals } = parseArgs({
   options: {
     jobs: { type: 'string', default: String(Math.min(2, availableParallelism())) },
     'time-limit': { type: 'string', default: '180' },
+    check: { type: 'string', multiple: true, default: [] },
     root: { type: 'string', default: '.' },
     verbose: { type: 'boolean', default: false },
   },
@@ -42,17 +44,22 @@ function report(result: FileResult): void {
   for (const problem of result.problems) console.log(`    ${result.file}: ${problem}`);
 }
 
-function summarize(results: readonly FileResult[]): void {
+/** Prints the skips, the failures and, as the last line, the total; tells whether all is well. */
+function summarize(results: readonly FileResult[]): boolean {
   const skips = results.flatMap((r) => r.skipReasons.map((reason) => `  ${r.file}: ${reason}`));
   if (skips.length > 0) console.log(`\nSkipped:\n${skips.join('\n')}`);
-  const failures = results.filter((r) => r.failed > 0);
-  if (failures.length > 0)
-    console.log(`\nFailed:\n${failures.map((r) => `  ${r.file}`).join('\n')}`);
-  const total = (key: 'passed' | 'failed' | 'skipped') => results.reduce((n, r) => n + r[key], 0);
-  const skipped = total('skipped');
-  console.log(
-    `\n${total('passed')} passed, ${total('failed')} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`,
-  );
+  const failedChecks = values.check.filter((check) => !check.endsWith('=ok'));
+  const failures = [
+    ...failedChecks.map((check) => `  check: ${check.split('=')[0]}`),
+    ...results.filter((r) => r.failed > 0).map((r) => `  ${r.file}`),
+  ];
+  if (failures.length > 0) console.log(`\nFailed:\n${failures.join('\n')}`);
+  const sum = (key: 'passed' | 'failed' | 'skipped') => results.reduce((n, r) => n + r[key], 0);
+  const passed = sum('passed') + values.check.length - failedChecks.length;
+  const failed = sum('failed') + failedChecks.length;
+  const skipped = sum('skipped');
+  console.log(`\n${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`);
+  return failed === 0;
 }
 
 async function main(): Promise<void> {
@@ -80,8 +87,7 @@ async function main(): Promise<void> {
   }
   await Promise.all(Array.from({ length: Math.min(jobs, files.length) }, work));
   results.sort((a, b) => a.file.localeCompare(b.file));
-  summarize(results);
-  if (results.some((r) => r.failed > 0)) process.exitCode = 1;
+  if (!summarize(results)) process.exitCode = 1;
 }
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
