@@ -50,7 +50,7 @@ export function statedTimeLimit(source: string): number | undefined {
  * Sees `const name = suite(…)` and the default `test` imported from uvu.
  */
 export function suitesNeverRun(source: string): string[] {
-  const names = [...source.matchAll(/\b(?:const|let|var) (\w+) = suite\s*[<(]/g)].map((m) => m[1]!);
+  const names = [...source.matchAll(/^(?:export )?const (\w+) = suite\s*[<(]/gm)].map((m) => m[1]!);
   const imported = /import\s*\{([^}]*)\}\s*from\s*['"][^'"]*uvu[^'"]*['"]/.exec(source)?.[1] ?? '';
   for (const part of imported.split(',').map((p) => p.trim())) {
     const match = /^test(?:\s+as\s+(\w+))?$/.exec(part);
