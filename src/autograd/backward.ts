@@ -1,0 +1,147 @@
+import type { Backend } from '../tensor/backend.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import type { GraphNode } from '../tensor/tensor.js';
+import { Tensor } from '../tensor/tensor.js';
+import { checkGradient, LeafNode, type Meta, OpNode } from './graph.js';
+import { noGrad } from './mode.js';
+import { type BackwardContext, runKernel } from './op.js';
+import { scope } from './scope.js';
+
+/** The nodes behind `root`, newest first: a node comes before everything it was computed from. */
+function walkOrder(root: OpNode): OpNode[] {
+  const seen = new Set<GraphNode>([root]);
+  const order: OpNode[] = [];
+  const stack: OpNode[] = [root];
+  for (let node = stack.pop(); node; node = stack.pop()) {
+    order.push(node);
+    for (const p of node.parents) {
+      if (p instanceof OpNode && !seen.has(p)) {
+        seen.add(p);
+        stack.push(p);
+      }
+    }
+  }
+  return order.sort((a, b) => b.id - a.id);
+}
+
+/** a + b, into a where nobody else holds its storage. Both are consumed. */
+function add(a: Tensor, b: Tensor): Tensor {
+  if (a.storage.refs === 1 && a.dtype === b.dtype) {
+    a.backend.run('accumulate', [b, a], []);
+    b.dispose();
+    return a;
+  }
+  const [sum] = runKernel(a.backend, 'add', [a, b], [{ shape: a.shape, dtype: a.dtype }]);
+  a.dispose();
+  b.dispose();
+  return (sum as Tensor).keep();
+}
+
+/** Adds a gradient to a leaf; the leaf's buffer is its own and counted as gradient. */
+function accumulate(leaf: LeafNode, grad: Tensor): void {
+  if (leaf.grad) {
+    leaf.grad.backend.run('accumulate', [grad, leaf.grad], []);
+    leaf.grad.storage.version++;
+    grad.dispose();
+    return;
+  }
+  let own = grad;
+  if (grad.storage.refs > 1 || grad.byteOffset > 0 || grad.byteLength !== grad.storage.bytes) {
+    own = Tensor.empty(grad.backend, grad.shape, grad.dtype).keep();
+    grad.backend.run('copy', [grad, own], []);
+    grad.dispose();
+  }
+  own.storage.retag('gradient');
+  leaf.grad = own;
+}
+
+/** The gradients of one node's inputs, each held by nobody's scope. */
+function gradientsOf(node: OpNode, grad: Tensor): (Tensor | null)[] {
+  const { spec } = node;
+  const needs = node.parents.map((p) => p !== null);
+  if (node.spent) node.saved('input 0'); // throws: walked before
+  const ctx: BackwardContext<unknown> = {
+    grad,
+    attrs: node.attrs,
+    inputs: node.inputs,
+    needs,
+    input: (i) => node.saved(`input ${i}`),
+    output: (i) => node.saved(`output ${i}`),
+  };
+  return scope(() => {
+    const made = (spec.backward as NonNullable<typeof spec.backward>)(ctx);
+    return needs.map((need, i) => {
+      if (!need) return null;
+      const g = made[i];
+      if (!g) throw failure(`backward of ${spec.name}`, `a gradient of input ${i}`, 'none');
+      checkGradient(`backward of ${spec.name}`, g, (node.inputs[i] as Meta).shape);
+      // A gradient that is the upstream one itself, or stands twice, gets a tensor of its own.
+      const own = g === grad || made.indexOf(g) !== i ? g.alias() : g;
+      return own.keep();
+    });
+  });
+}
+
+/**
+ * Walks the graph behind `loss` and adds d loss / d leaf to the `grad` of every trainable tensor
+ * it was computed from. Saved tensors are freed as the walk passes; the graph can be walked once.
+ * @param loss a tensor of one element
+ * @param seed the gradient of the loss itself, of its shape; default 1
+ * @throws when the loss is not a scalar or depends on nothing trainable
+ */
+export function backward(loss: Tensor, seed?: Tensor): void {
+  loss.check('backward');
+  if (!seed && loss.size !== 1) {
+    throw failure('backward', 'a loss of one element', shapeText(loss.shape));
+  }
+  if (seed) checkGradient('backward', seed, loss.shape);
+  const root = loss.node;
+  if (!root) {
+    throw failure(
+      'backward',
+      'a loss computed from a trainable tensor',
+      'a constant',
+      'Is every parameter frozen, or was it computed under noGrad()?',
+    );
+  }
+  noGrad(() => {
+    const start = seed ? seed.alias().keep() : ones(loss.backend, loss);
+    if (root instanceof LeafNode) accumulate(root, start);
+    else walk(root as OpNode, start);
+  });
+}
+
+function ones(backend: Backend, like: Tensor): Tensor {
+  const t = Tensor.empty(backend, like.shape, like.dtype).keep();
+  backend.run('fill', [t], [1]);
+  return t;
+}
+
+function walk(root: OpNode, start: Tensor): void {
+  const pending = new Map<GraphNode, Tensor>([[root, start]]);
+  try {
+    for (const node of walkOrder(root)) {
+      const grad = pending.get(node);
+      if (!grad) continue;
+      pending.delete(node);
+      let grads: (Tensor | null)[];
+      try {
+        grads = gradientsOf(node, grad);
+      } finally {
+        grad.dispose();
+      }
+      node.freeSaved();
+      node.parents.forEach((parent, i) => {
+        const g = grads[i];
+        if (!parent || !g) return;
+        if (parent instanceof LeafNode) accumulate(parent, g);
+        else {
+          const earlier = pending.get(parent);
+          pending.set(parent, earlier ? add(earlier, g) : g);
+        }
+      });
+    }
+  } finally {
+    for (const t of pending.values()) t.dispose();
+  }
+}

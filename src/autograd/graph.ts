@@ -1,0 +1,122 @@
+import type { DType } from '../tensor/dtype.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import { type Shape, sameShape } from '../tensor/shape.js';
+import type { GraphNode, Tensor } from '../tensor/tensor.js';
+import type { OpSpec } from './op.js';
+
+/** Shape and dtype of a tensor, without its elements. */
+export interface Meta {
+  readonly shape: Shape;
+  readonly dtype: DType;
+}
+
+let created = 0;
+
+/** The node of a trainable tensor: where its gradient is accumulated. */
+export class LeafNode implements GraphNode {
+  readonly id = created++;
+  grad: Tensor | null = null;
+  #refs = 1;
+
+  constructor(readonly meta: Meta) {}
+
+  retain(): void {
+    this.#refs++;
+  }
+
+  release(): void {
+    if (--this.#refs > 0) return;
+    this.grad?.dispose();
+    this.grad = null;
+  }
+}
+
+interface Saved {
+  readonly tensor: Tensor;
+  readonly version: number;
+}
+
+/**
+ * One recorded op. It holds the nodes of its inputs, and aliases of only those tensors that its
+ * needed gradients read. Its id is the order of creation, which is a topological order.
+ */
+export class OpNode implements GraphNode {
+  readonly id = created++;
+  readonly grad = null;
+  #refs = 1;
+  #spent = false;
+  readonly #saved = new Map<string, Saved>();
+
+  constructor(
+    readonly spec: OpSpec<unknown>,
+    readonly attrs: unknown,
+    readonly inputs: readonly Meta[],
+    readonly parents: readonly (GraphNode | null)[],
+    readonly output: Meta,
+  ) {
+    for (const p of parents) p?.retain();
+  }
+
+  save(key: string, tensor: Tensor): void {
+    const alias = tensor.alias(tensor.shape, false);
+    this.#saved.set(key, { tensor: alias, version: tensor.storage.version });
+  }
+
+  /** A saved tensor, unchanged since it was saved. */
+  saved(key: string): Tensor {
+    const name = this.spec.name;
+    if (this.#spent) {
+      throw failure(
+        `backward of ${name}`,
+        'a graph that is walked once',
+        'a second walk',
+        'Compute the loss again before the second backward()',
+      );
+    }
+    const held = this.#saved.get(key);
+    if (!held) throw failure(`backward of ${name}`, `${key} among its reads`, 'one not declared');
+    if (held.version !== held.tensor.storage.version) {
+      throw failure(
+        `backward of ${name}`,
+        `${key} as it was in the forward pass`,
+        `a tensor ${shapeText(held.tensor.shape)} changed in place since`,
+      );
+    }
+    return held.tensor;
+  }
+
+  get spent(): boolean {
+    return this.#spent;
+  }
+
+  retain(): void {
+    this.#refs++;
+  }
+
+  /** Gives up one hold. The chain behind is released in a loop, not by recursion: it may be long. */
+  release(): void {
+    const queue: OpNode[] = [this];
+    for (let node = queue.pop(); node; node = queue.pop()) {
+      if (--node.#refs > 0) continue;
+      node.freeSaved();
+      for (const p of node.parents) {
+        if (p instanceof OpNode) queue.push(p);
+        else p?.release();
+      }
+    }
+  }
+
+  /** Frees the saved tensors; the node cannot be walked again. */
+  freeSaved(): void {
+    this.#spent = true;
+    for (const { tensor } of this.#saved.values()) tensor.dispose();
+    this.#saved.clear();
+  }
+}
+
+/** Throws unless a gradient has its tensor's shape. */
+export function checkGradient(where: string, grad: Tensor, shape: Shape): void {
+  if (!sameShape(grad.shape, shape)) {
+    throw failure(where, `a gradient ${shapeText(shape)}`, shapeText(grad.shape));
+  }
+}

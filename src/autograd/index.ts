@@ -1,0 +1,18 @@
+export { backward } from './backward.js';
+export type { Meta } from './graph.js';
+export { gradEnabled, noGrad } from './mode.js';
+export {
+  type BackwardContext,
+  definedOps,
+  defineOp,
+  detach,
+  first,
+  type Op,
+  type OpSpec,
+  type Reads,
+  runKernel,
+  type Sample,
+  type SampleInput,
+  setTrainable,
+} from './op.js';
+export { eachTensor, scope } from './scope.js';

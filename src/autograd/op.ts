@@ -1,0 +1,188 @@
+import type { Backend } from '../tensor/backend.js';
+import { failure } from '../tensor/errors.js';
+import { Tensor } from '../tensor/tensor.js';
+import { LeafNode, type Meta, OpNode } from './graph.js';
+import { gradEnabled } from './mode.js';
+
+/** What a gradient may look at. */
+export interface BackwardContext<A> {
+  /** The gradient of output 0. */
+  readonly grad: Tensor;
+  readonly attrs: A;
+  /** Shape and dtype of every input. */
+  readonly inputs: readonly Meta[];
+  /** Which inputs need a gradient; the others' entries are ignored and should be null. */
+  readonly needs: readonly boolean[];
+  /** Input `i` as it was; it must be among the op's `reads`. */
+  input(i: number): Tensor;
+  /** Output `i` as it was; it must be among the op's `reads`. */
+  output(i: number): Tensor;
+}
+
+/** Which tensors the needed gradients read. */
+export interface Reads {
+  readonly inputs?: readonly number[];
+  readonly outputs?: readonly number[];
+}
+
+/** One input of a sample: a shape to be filled with random floats, or given values. */
+export interface SampleInput {
+  readonly shape: readonly number[];
+  /** Given values (indices, masks, or floats that must avoid a kink); else standard normal × scale + shift. */
+  readonly values?: readonly number[];
+  /** Default f32 (f64 where the table asks for it). */
+  readonly dtype?: 'i32' | 'u8';
+  readonly scale?: number;
+  readonly shift?: number;
+}
+
+/** Inputs and attributes on which the op table tries an op. */
+export interface Sample<A> {
+  /** What it shows, in two or three words. */
+  readonly label: string;
+  readonly inputs: readonly SampleInput[];
+  readonly attrs: A;
+}
+
+/**
+ * An op: shape rule, kernel, gradient and samples together. Output 0 is differentiable; further
+ * outputs are what the gradient wants kept (an index, a log-sum-exp) and are constants.
+ */
+export interface OpSpec<A> {
+  /** The kernel's name too. */
+  readonly name: string;
+  /** Shapes and dtypes of the outputs; throws on inputs that do not fit. */
+  infer(inputs: readonly Meta[], attrs: A): readonly Meta[];
+  /** The kernel's attributes; default none. */
+  encode?(attrs: A, inputs: readonly Meta[]): readonly number[];
+  /** For ops that only look at the same elements in another shape. */
+  view?(input: Tensor, attrs: A): Tensor;
+  /** What the gradients that are needed read; default nothing. */
+  reads?(needs: readonly boolean[], attrs: A): Reads;
+  /** Gradients of the inputs; null where none is needed. Absent: not differentiable. */
+  backward?(ctx: BackwardContext<A>): readonly (Tensor | null)[];
+  /** The same result from basic ops: the fallback where a backend lacks the kernel, and the oracle. */
+  composed?(inputs: readonly Tensor[], attrs: A): Tensor;
+  readonly samples: readonly Sample<A>[];
+}
+
+/** A defined op; call it with its inputs and attributes. */
+export interface Op<A> {
+  (inputs: readonly Tensor[], attrs: A): Tensor[];
+  readonly spec: OpSpec<A>;
+}
+
+const registry = new Map<string, OpSpec<unknown>>();
+
+/** Every op defined so far, by name; the op table runs over it. */
+export function definedOps(): ReadonlyMap<string, OpSpec<unknown>> {
+  return registry;
+}
+
+/** The one backend of all inputs. */
+function backendOf(name: string, inputs: readonly Tensor[]): Backend {
+  const first = inputs[0] as Tensor;
+  for (const t of inputs) {
+    t.check(name);
+    if (t.backend !== first.backend) {
+      throw failure(name, `inputs on one backend (${first.backend.name})`, t.backend.name);
+    }
+  }
+  return first.backend;
+}
+
+function record<A>(
+  spec: OpSpec<A>,
+  inputs: readonly Tensor[],
+  outputs: readonly Tensor[],
+  attrs: A,
+): void {
+  const needs = inputs.map((t) => t.node !== null);
+  const output = outputs[0] as Tensor;
+  if (!spec.backward) return;
+  const node = new OpNode(
+    spec as OpSpec<unknown>,
+    attrs,
+    inputs.map((t) => ({ shape: t.shape, dtype: t.dtype })),
+    inputs.map((t) => t.node),
+    { shape: output.shape, dtype: output.dtype },
+  );
+  const reads = spec.reads?.(needs, attrs) ?? {};
+  for (const i of reads.inputs ?? []) node.save(`input ${i}`, inputs[i] as Tensor);
+  for (const i of reads.outputs ?? []) node.save(`output ${i}`, outputs[i] as Tensor);
+  output.node = node;
+}
+
+/** Runs the kernel of an op into new outputs, without recording. */
+export function runKernel(
+  backend: Backend,
+  name: string,
+  inputs: readonly Tensor[],
+  outputs: readonly Meta[],
+  attrs: readonly number[] = [],
+): Tensor[] {
+  const made: Tensor[] = [];
+  try {
+    for (const m of outputs) made.push(Tensor.empty(backend, m.shape, m.dtype));
+    backend.run(name, [...inputs, ...made], attrs);
+  } catch (error) {
+    for (const t of made) t.dispose();
+    throw error;
+  }
+  return made;
+}
+
+/**
+ * Defines an op and registers it for the table test. The gradient is recorded only if an input
+ * needs one and recording is on; only what the needed gradients read is kept.
+ */
+export function defineOp<A>(spec: OpSpec<A>): Op<A> {
+  if (registry.has(spec.name)) throw failure('defineOp', 'a new name', `"${spec.name}" again`);
+  registry.set(spec.name, spec as OpSpec<unknown>);
+  const apply = (inputs: readonly Tensor[], attrs: A): Tensor[] => {
+    const backend = backendOf(spec.name, inputs);
+    const metas = spec.infer(inputs, attrs);
+    let outputs: Tensor[];
+    if (spec.view) outputs = [spec.view(inputs[0] as Tensor, attrs)];
+    else if (!backend.kernels.has(spec.name) && spec.composed) {
+      return [spec.composed(inputs, attrs)];
+    } else {
+      outputs = runKernel(backend, spec.name, inputs, metas, spec.encode?.(attrs, inputs));
+    }
+    if (gradEnabled() && inputs.some((t) => t.node !== null)) {
+      record(spec, inputs, outputs, attrs);
+    }
+    return outputs;
+  };
+  return Object.assign(apply, { spec });
+}
+
+/** The first output of an op's result; the others are let go (the graph holds what it saved). */
+export function first(outputs: readonly Tensor[]): Tensor {
+  for (let i = 1; i < outputs.length; i++) (outputs[i] as Tensor).dispose();
+  return outputs[0] as Tensor;
+}
+
+/**
+ * Makes a tensor trainable (a leaf of the graph) or a constant again; its purpose in the memory
+ * books follows. Idempotent.
+ * @throws for integer tensors, and for results of ops
+ */
+export function setTrainable(tensor: Tensor, trainable: boolean): Tensor {
+  tensor.check('setTrainable');
+  if (tensor.node instanceof OpNode) {
+    throw failure('setTrainable', 'a tensor that no op computed', 'a result of the graph');
+  }
+  if (trainable && !tensor.isFloat) throw failure('setTrainable', 'floats', tensor.dtype);
+  if (trainable && tensor.node === null) {
+    tensor.node = new LeafNode({ shape: tensor.shape, dtype: tensor.dtype });
+  }
+  if (!trainable) tensor.node = null;
+  tensor.storage.retag(trainable ? 'trainable' : 'frozen');
+  return tensor;
+}
+
+/** A tensor over the same elements that the graph does not know. */
+export function detach(tensor: Tensor): Tensor {
+  return tensor.alias();
+}

@@ -1,0 +1,102 @@
+import { defineOp, first, type Meta, runKernel } from '../autograd/index.js';
+import { computeDType } from '../tensor/dtype.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import { sameShape } from '../tensor/shape.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { mul, sigmoid } from './elementwise.js';
+
+const asInput = ([x]: readonly Meta[]): Meta[] => [
+  { shape: (x as Meta).shape, dtype: computeDType([(x as Meta).dtype]) },
+];
+
+const shapes = [[3, 37], [1], [0, 2]] as const;
+const labels = ['odd', 'one', 'empty'] as const;
+
+const siluOp = defineOp<void>({
+  name: 'silu',
+  infer: asInput,
+  reads: () => ({ inputs: [0] }),
+  // y = x·σ(x): dx = dy·σ(x)·(1 + x·(1 − σ(x)))
+  backward: ({ grad, input }) =>
+    runKernel(
+      grad.backend,
+      'silu.grad',
+      [input(0), grad],
+      [{ shape: grad.shape, dtype: grad.dtype }],
+    ),
+  composed: ([x]) => mul(x as Tensor, sigmoid(x as Tensor)),
+  samples: shapes.map((shape, i) => ({
+    label: labels[i] as string,
+    inputs: [{ shape, scale: 3 }],
+    attrs: undefined,
+  })),
+});
+
+/** x·σ(x) (also called swish). */
+export function silu(x: Tensor): Tensor {
+  return first(siluOp([x], undefined));
+}
+
+/** `none`: x·Φ(x) with the error function; `tanh`: its approximation (GPT-2's gelu_new). */
+export type GeluForm = 'none' | 'tanh';
+
+const geluOp = defineOp<{ form: GeluForm }>({
+  name: 'gelu',
+  infer: asInput,
+  encode: ({ form }) => [form === 'tanh' ? 1 : 0],
+  reads: () => ({ inputs: [0] }),
+  // exact: dx = dy·(Φ(x) + x·φ(x)); tanh: the derivative of x/2·(1 + tanh(√(2/π)(x + 0.044715x³)))
+  backward: ({ grad, attrs, input }) =>
+    runKernel(
+      grad.backend,
+      'gelu.grad',
+      [input(0), grad],
+      [{ shape: grad.shape, dtype: grad.dtype }],
+      [attrs.form === 'tanh' ? 1 : 0],
+    ),
+  samples: (['none', 'tanh'] as const).flatMap((form) =>
+    shapes.map((shape, i) => ({
+      label: `${form}, ${labels[i]}`,
+      inputs: [{ shape, scale: 2 }],
+      attrs: { form },
+    })),
+  ),
+});
+
+/** Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact or by tanh. */
+export function gelu(x: Tensor, form: GeluForm = 'none'): Tensor {
+  return first(geluOp([x], { form }));
+}
+
+const swigluOp = defineOp<void>({
+  name: 'swiglu',
+  infer: ([gate, up]) => {
+    const g = gate as Meta;
+    const u = up as Meta;
+    if (!sameShape(g.shape, u.shape)) {
+      throw failure(
+        'swiglu',
+        'two equal shapes',
+        `${shapeText(g.shape)} and ${shapeText(u.shape)}`,
+      );
+    }
+    return [{ shape: g.shape, dtype: computeDType([g.dtype, u.dtype]) }];
+  },
+  reads: () => ({ inputs: [0, 1] }),
+  // y = silu(g)·u: dg = dy·u·silu′(g), du = dy·silu(g)
+  backward: ({ grad, input }) => {
+    const meta = { shape: grad.shape, dtype: grad.dtype };
+    return runKernel(grad.backend, 'swiglu.grad', [input(0), input(1), grad], [meta, meta]);
+  },
+  composed: ([gate, up]) => mul(silu(gate as Tensor), up as Tensor),
+  samples: shapes.map((shape, i) => ({
+    label: labels[i] as string,
+    inputs: [{ shape, scale: 2 }, { shape }],
+    attrs: undefined,
+  })),
+});
+
+/** silu(gate)·up (Shazeer, "GLU variants improve transformer", 2020). Both of one shape. */
+export function swiglu(gate: Tensor, up: Tensor): Tensor {
+  return first(swigluOp([gate, up], undefined));
+}

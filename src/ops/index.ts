@@ -1,0 +1,38 @@
+export { type GeluForm, gelu, silu, swiglu } from './activation.js';
+export { type AttentionOptions, attention } from './attention.js';
+export { broadcastTo, reshape, sum, sumTo } from './broadcast.js';
+export { cast } from './cast.js';
+export { dropout } from './dropout.js';
+export {
+  abs,
+  add,
+  affine,
+  div,
+  exp,
+  log,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  relu,
+  rsqrt,
+  scale,
+  sigmoid,
+  sqrt,
+  sub,
+  tanh,
+} from './elementwise.js';
+export { embedding } from './embedding.js';
+export { writeInto } from './inplace.js';
+export { linear, type MatmulOptions, matmul } from './matmul.js';
+export { layerNorm, rmsNorm } from './norm.js';
+export { argmax, max, mean } from './reduce.js';
+export { rope } from './rope.js';
+export { concat, gather, permute, slice, transpose } from './shape.js';
+export {
+  type CrossEntropyOptions,
+  countLabels,
+  crossEntropy,
+  logSoftmax,
+  softmax,
+} from './softmax.js';

@@ -1,0 +1,84 @@
+import type { DType } from './dtype.js';
+import type { Shape } from './shape.js';
+
+/** What a buffer is for; the memory books are kept by it. */
+export type Purpose =
+  | 'frozen'
+  | 'trainable'
+  | 'gradient'
+  | 'optimizer'
+  | 'activation'
+  | 'workspace';
+
+/** Every purpose in the order of its code. */
+export const PURPOSES: readonly Purpose[] = [
+  'frozen',
+  'trainable',
+  'gradient',
+  'optimizer',
+  'activation',
+  'workspace',
+];
+
+/** Live and peak bytes by purpose, from the allocator's own books. */
+export interface MemoryBooks {
+  /** Bytes held now. */
+  readonly live: Readonly<Record<Purpose, number>>;
+  /** The most that was held at once, each purpose for itself. */
+  readonly peak: Readonly<Record<Purpose, number>>;
+  /** Bytes held now, all purposes. */
+  readonly total: number;
+  /** The most that was held at once, all purposes together. */
+  readonly totalPeak: number;
+  /** Freed bytes the pool keeps for reuse. */
+  readonly pooled: number;
+  /** Buffers held now. */
+  readonly handles: number;
+  /** Bytes of memory-mapped files; counted under frozen too. */
+  readonly mapped: number;
+}
+
+/** A buffer of a backend: a positive integer that the backend looks up and checks. */
+export type Handle = number;
+
+/** A contiguous row-major view of a buffer, as a kernel takes it. A `Tensor` is one. */
+export interface KernelTensor {
+  readonly storage: { readonly handle: Handle };
+  /** Bytes from the start of the buffer. */
+  readonly byteOffset: number;
+  readonly dtype: DType;
+  readonly shape: Shape;
+}
+
+/**
+ * Where tensors live and kernels run. Kernels and their arguments: docs/kernels.md.
+ * Every method throws an `Error` on bad arguments and leaves the backend usable.
+ */
+export interface Backend {
+  readonly name: string;
+  /** Names of the kernels there are; being listed is being supported. */
+  readonly kernels: ReadonlySet<string>;
+  /** What is underneath, for people: instruction set, threads. */
+  describe(): string;
+  /** A buffer of `bytes`, not cleared. Throws RangeError when there is no memory. */
+  allocate(bytes: number, purpose: Purpose): Handle;
+  /** Gives a buffer back; the handle is dead afterwards. */
+  free(handle: Handle): void;
+  /** Moves a buffer's bytes to another purpose in the books. */
+  retag(handle: Handle, purpose: Purpose): void;
+  /** Copies `bytes` into the buffer from `byteOffset`. */
+  upload(handle: Handle, byteOffset: number, bytes: Uint8Array): void;
+  /** Fills `into` from the buffer at `byteOffset`. */
+  download(handle: Handle, byteOffset: number, into: Uint8Array): void;
+  /** A whole file as one read-only frozen buffer, memory-mapped where the backend can. */
+  mapFile(path: string): { readonly handle: Handle; readonly bytes: number };
+  /** Runs a kernel: inputs first, outputs last; outputs are complete when it returns. */
+  run(kernel: string, tensors: readonly KernelTensor[], attrs: readonly number[]): void;
+  memory(): MemoryBooks;
+  /** Sets every peak to what is live now. */
+  resetPeak(): void;
+  /** Gives pooled memory back to the system. */
+  trim(): void;
+  /** Worker threads of the kernels, 1 or more. Results do not depend on it. */
+  setThreads(count: number): void;
+}

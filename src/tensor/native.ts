@@ -1,0 +1,169 @@
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import type { Backend, Handle, KernelTensor, MemoryBooks, Purpose } from './backend.js';
+import { PURPOSES } from './backend.js';
+import { byPurpose } from './books.js';
+import { dtypeCode } from './dtype.js';
+import { failure } from './errors.js';
+
+/** What the addon answers about itself. */
+export interface NativeInfo {
+  readonly version: string;
+  /** The instruction set in use, and those this processor has. */
+  readonly isa: string;
+  readonly isas: readonly string[];
+  readonly threads: number;
+  readonly kernels: readonly string[];
+}
+
+interface NativeBooks {
+  readonly live: readonly number[];
+  readonly peak: readonly number[];
+  readonly total: number;
+  readonly totalPeak: number;
+  readonly pooled: number;
+  readonly handles: number;
+  readonly mapped: number;
+}
+
+/** The addon's exports; docs/kernels.md says what each promises. */
+interface Addon {
+  info(): NativeInfo;
+  bind(commands: Float64Array): void;
+  run(kernel: number): void;
+  alloc(bytes: number, purpose: number): Handle;
+  free(handle: Handle): void;
+  retag(handle: Handle, purpose: number): void;
+  write(handle: Handle, byteOffset: number, bytes: Uint8Array): void;
+  read(handle: Handle, byteOffset: number, into: Uint8Array): void;
+  map(path: string): { handle: Handle; bytes: number };
+  memory(): NativeBooks;
+  resetPeak(): void;
+  trim(): void;
+  setThreads(count: number): void;
+  setIsa(name: string): void;
+}
+
+/** The C++ backend: one call per kernel, through a shared array of plain numbers. */
+export class NativeBackend implements Backend {
+  readonly name = 'cpu';
+  readonly kernels: ReadonlySet<string>;
+  readonly #addon: Addon;
+  readonly #numbers = new Map<string, number>();
+  readonly #commands = new Float64Array(4096);
+  readonly #purposes = new Map<Purpose, number>(PURPOSES.map((p, i) => [p, i]));
+
+  constructor(addon: Addon) {
+    this.#addon = addon;
+    addon.info().kernels.forEach((name, i) => {
+      this.#numbers.set(name, i);
+    });
+    this.kernels = new Set(this.#numbers.keys());
+    addon.bind(this.#commands);
+  }
+
+  info(): NativeInfo {
+    return this.#addon.info();
+  }
+
+  describe(): string {
+    const { isa, threads } = this.info();
+    return `cpu (${isa}, ${threads} thread${threads === 1 ? '' : 's'})`;
+  }
+
+  /** Forces an instruction set, for tests and benchmarks; throws if this processor lacks it. */
+  setIsa(name: string): void {
+    this.#addon.setIsa(name);
+  }
+
+  setThreads(count: number): void {
+    this.#addon.setThreads(count);
+  }
+
+  allocate(bytes: number, purpose: Purpose): Handle {
+    return this.#addon.alloc(bytes, this.#purposes.get(purpose) as number);
+  }
+
+  free(handle: Handle): void {
+    this.#addon.free(handle);
+  }
+
+  retag(handle: Handle, purpose: Purpose): void {
+    this.#addon.retag(handle, this.#purposes.get(purpose) as number);
+  }
+
+  upload(handle: Handle, byteOffset: number, bytes: Uint8Array): void {
+    this.#addon.write(handle, byteOffset, bytes);
+  }
+
+  download(handle: Handle, byteOffset: number, into: Uint8Array): void {
+    this.#addon.read(handle, byteOffset, into);
+  }
+
+  mapFile(path: string): { handle: Handle; bytes: number } {
+    return this.#addon.map(path);
+  }
+
+  run(kernel: string, tensors: readonly KernelTensor[], attrs: readonly number[]): void {
+    const number = this.#numbers.get(kernel);
+    if (number === undefined) throw failure(kernel, 'a kernel of the cpu backend', 'none');
+    const c = this.#commands;
+    let at = 0;
+    c[at++] = tensors.length;
+    for (const t of tensors) {
+      const { shape } = t;
+      if (at + shape.length + 4 + attrs.length >= c.length) {
+        throw failure(kernel, 'a call that fits the command array', `${tensors.length} tensors`);
+      }
+      c[at++] = t.storage.handle;
+      c[at++] = t.byteOffset;
+      c[at++] = dtypeCode(t.dtype);
+      c[at++] = shape.length;
+      for (let i = 0; i < shape.length; i++) c[at++] = shape[i] as number;
+    }
+    c[at++] = attrs.length;
+    for (let i = 0; i < attrs.length; i++) c[at++] = attrs[i] as number;
+    this.#addon.run(number);
+  }
+
+  memory(): MemoryBooks {
+    const books = this.#addon.memory();
+    return {
+      ...books,
+      live: byPurpose((i) => books.live[i] as number),
+      peak: byPurpose((i) => books.peak[i] as number),
+    };
+  }
+
+  resetPeak(): void {
+    this.#addon.resetPeak();
+  }
+
+  trim(): void {
+    this.#addon.trim();
+  }
+}
+
+/** Where the builds put the addon, relative to this file in src/ and in dist/ alike. */
+const ADDON = fileURLToPath(new URL('../../build/Release/lowrank.node', import.meta.url));
+
+/**
+ * Loads the native addon.
+ * @throws with the reason and the way out when it is missing or cannot be loaded
+ */
+export function loadNative(path: string = ADDON): NativeBackend {
+  if (!existsSync(path)) {
+    throw failure('backend cpu', 'a built native addon', 'none', 'Run: npx lowrank build');
+  }
+  try {
+    return new NativeBackend(createRequire(import.meta.url)(path) as Addon);
+  } catch (error) {
+    throw failure(
+      'backend cpu',
+      'a native addon that loads here',
+      (error as Error).message,
+      'Build it again: npx lowrank build',
+    );
+  }
+}
