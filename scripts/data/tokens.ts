@@ -1,10 +1,10 @@
 /**
  * Encodes the corpus: `.cache/corpus/train.bin` and `heldout-<source>.bin`, token ids as
  * little-endian uint16, `<|endoftext|>` after every document. Training documents stand whole, in
- * one seeded shuffle over all sources, those of books twice. `manifest.json` beside them counts documents, bytes and
- * tokens, and gives yardsticks for the held-out text.
+ * one seeded shuffle over all sources; those of books stand twice. `manifest.json` beside them
+ * counts documents, bytes and tokens, and gives yardsticks for the held-out text.
  *
- * Usage: npx tsx scripts/data/tokens.ts
+ * Usage: npx tsx scripts/data/tokens.ts (after tokenizer.ts)
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
