@@ -63,7 +63,7 @@ export function bootstrap() {
   const why = staleness(ROOT);
   if (why === undefined) return;
   console.log(`[install] npm ci: ${why}`);
-  if (!npm(['ci', '--no-audit', '--no-fund', '--ignore-scripts'])) {
+  if (!npm(['ci', '--no-audit', '--no-fund', '--ignore-scripts', '--loglevel=warn'])) {
     throw new Error('[install] expected npm ci to succeed; what it printed stands above');
   }
 }
