@@ -1,0 +1,245 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import * as tokenizers from '@huggingface/tokenizers';
+import { failure } from '../tensor/errors.js';
+import { readJsonObject } from './files.js';
+
+export interface EncodeOptions {
+  /** Add what the tokenizer's template adds (a beginning-of-sequence token, say). Default true. */
+  readonly addSpecialTokens?: boolean;
+}
+
+export interface DecodeOptions {
+  /** Leave special tokens out of the text. Default true. */
+  readonly skipSpecialTokens?: boolean;
+}
+
+type JsonObject = Record<string, unknown>;
+
+/** The part of the library used here; its own types do not resolve under NodeNext. */
+interface Library {
+  encode(
+    text: string,
+    options: { add_special_tokens: boolean },
+  ): { ids: (number | undefined)[]; tokens: string[] };
+  decode(ids: number[], options: { skip_special_tokens: boolean }): string;
+  token_to_id(token: string): number | undefined;
+  id_to_token(id: number): string | undefined;
+  get_vocab(withAddedTokens: boolean): Map<string, number>;
+}
+const { Tokenizer: Library } = tokenizers as unknown as {
+  Tokenizer: new (json: JsonObject, settings: JsonObject) => Library;
+};
+
+/** The character that stands for bytes that are not (yet) UTF-8. */
+const REPLACEMENT = '\uFFFD';
+
+/** Turns ids that arrive one by one into text, holding back bytes of characters not yet complete. */
+export class DecodeStream {
+  readonly #decode: (ids: readonly number[]) => string;
+  /** Ids whose text matters: those of the last emitted piece, for context, and the held ones. */
+  #ids: number[] = [];
+  #prefix = '';
+  #emittedIds = 0;
+
+  constructor(decode: (ids: readonly number[]) => string) {
+    this.#decode = decode;
+  }
+
+  /** The text that this id completes; often the token's own, '' in the middle of a character. */
+  push(id: number): string {
+    this.#ids.push(id);
+    const text = this.#decode(this.#ids);
+    if (text.endsWith(REPLACEMENT) || text.length <= this.#prefix.length) return '';
+    return this.#emit(text);
+  }
+
+  /** What is still held back, incomplete characters shown as U+FFFD. */
+  end(): string {
+    const text = this.#decode(this.#ids);
+    const rest = text.length > this.#prefix.length ? this.#emit(text) : '';
+    this.#ids = [];
+    this.#prefix = '';
+    this.#emittedIds = 0;
+    return rest;
+  }
+
+  #emit(text: string): string {
+    const out = text.slice(this.#prefix.length);
+    // Decoders look at the token before (a leading space is dropped at the start of a text).
+    this.#ids = this.#ids.slice(this.#emittedIds);
+    this.#emittedIds = this.#ids.length;
+    this.#prefix = this.#decode(this.#ids);
+    return out;
+  }
+}
+
+/** A tokenizer as a model directory holds it. */
+export class Tokenizer {
+  readonly #library: Library;
+  /** Largest id + 1: the rows an embedding needs. */
+  readonly vocabSize: number;
+  /** Begins a sequence; null where the model has none. */
+  readonly bosId: number | null;
+  /** Ends a sequence; null where the model has none. */
+  readonly eosId: number | null;
+  /** Every id at which generation stops; the first is {@link eosId}. */
+  readonly eosIds: readonly number[];
+  /** Fills up a batch; null where the model has none. */
+  readonly padId: number | null;
+  /** Whether {@link encode} puts {@link bosId} in front by default. */
+  readonly addsBos: boolean;
+  /** The chat template, as Jinja text; null where there is none. */
+  readonly chatTemplate: string | null;
+
+  /**
+   * @param json the object of tokenizer.json
+   * @param settings the object of tokenizer_config.json
+   * @param ids special ids found in the other files of the directory
+   * @param place for messages
+   */
+  constructor(
+    json: JsonObject,
+    settings: JsonObject,
+    ids: { bos: number[]; eos: number[]; pad: number[] },
+    place = 'tokenizer',
+  ) {
+    this.#library = makeLibrary(json, settings, place);
+    let largest = -1;
+    for (const id of this.#library.get_vocab(true).values()) largest = Math.max(largest, id);
+    this.vocabSize = largest + 1;
+    const find = (kind: 'bos' | 'eos' | 'pad') => this.#special(kind, settings, ids[kind], place);
+    this.bosId = find('bos')[0] ?? null;
+    this.eosIds = find('eos');
+    this.eosId = this.eosIds[0] ?? null;
+    this.padId = find('pad')[0] ?? null;
+    this.addsBos = this.bosId !== null && this.encode('a')[0] === this.bosId;
+    this.chatTemplate = typeof settings.chat_template === 'string' ? settings.chat_template : null;
+  }
+
+  /**
+   * Token ids of a text. Special tokens spelled out in the text become their ids.
+   * @throws when a piece of the text has no token and the tokenizer has none for unknown ones
+   */
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const { ids, tokens } = this.#library.encode(text, {
+      add_special_tokens: options.addSpecialTokens ?? true,
+    });
+    return ids.map((id, i) => {
+      if (id !== undefined) return id;
+      throw failure('encode', 'text of known tokens', JSON.stringify(tokens[i]));
+    });
+  }
+
+  /**
+   * The text of token ids.
+   * @throws on an id that is not in the vocabulary
+   */
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    if (ids.length === 0) return '';
+    const list = Array.from(ids);
+    for (const id of list) {
+      if (this.#library.id_to_token(id) === undefined) {
+        throw failure('decode', `ids of the vocabulary (0…${this.vocabSize - 1})`, String(id));
+      }
+    }
+    return this.#library.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? true });
+  }
+
+  /** Decodes ids as they arrive, emitting only whole characters. */
+  decodeStream(options: DecodeOptions = {}): DecodeStream {
+    return new DecodeStream((ids) => this.decode(ids, options));
+  }
+
+  /** The id of a token spelled as in tokenizer.json, or undefined. */
+  tokenId(token: string): number | undefined {
+    return this.#library.token_to_id(token);
+  }
+
+  /** The token of an id, spelled as in tokenizer.json, or undefined. */
+  token(id: number): string | undefined {
+    return this.#library.id_to_token(id);
+  }
+
+  /** The id of a named special token first, then those of the config files. */
+  #special(kind: string, settings: JsonObject, ids: number[], place: string): number[] {
+    const setting = settings[`${kind}_token`];
+    const token =
+      typeof setting === 'object' && setting !== null ? (setting as JsonObject).content : setting;
+    // A config.json may name an id to begin with that the tokenizer itself does without (Qwen2).
+    if (token === null && kind === 'bos') return [];
+    if (typeof token !== 'string') return ids;
+    const id = this.tokenId(token);
+    if (id === undefined) {
+      throw failure(
+        `${place}, ${kind}_token`,
+        'a token of the vocabulary in tokenizer.json',
+        JSON.stringify(token),
+      );
+    }
+    return [id, ...ids.filter((other) => other !== id)];
+  }
+}
+
+function makeLibrary(json: JsonObject, settings: JsonObject, place: string): Library {
+  const model = json.model as { vocab?: unknown } | undefined;
+  if (typeof model !== 'object' || model === null || model.vocab === undefined) {
+    throw failure(place, 'a tokenizer.json with a model and its vocab', 'none');
+  }
+  // The library asks for these keys, but Hugging Face may leave empty ones out.
+  const empty = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
+  try {
+    return new Library(
+      { ...empty, added_tokens: [], ...json },
+      // Cleaning up spaces loses text; it is done only where the model's files ask for it.
+      { clean_up_tokenization_spaces: false, ...settings },
+    );
+  } catch (error) {
+    throw failure(place, 'a tokenizer of a known kind', (error as Error).message);
+  }
+}
+
+/** Ids under `<kind>_token_id` in a JSON file that may be missing. */
+function idsIn(path: string, kind: string): number[] {
+  if (!existsSync(path)) return [];
+  const value = readJsonObject(path, 'tokenizer')[`${kind}_token_id`];
+  if (value === undefined || value === null) return [];
+  const list = Array.isArray(value) ? value : [value];
+  for (const id of list) {
+    if (!Number.isInteger(id)) {
+      throw failure(
+        `tokenizer ${path}`,
+        `whole numbers in ${kind}_token_id`,
+        JSON.stringify(value),
+      );
+    }
+  }
+  // Some configs say -1 for "none".
+  return list.filter((id) => id >= 0);
+}
+
+/**
+ * Reads the tokenizer of a model directory: `tokenizer.json`, with what `tokenizer_config.json`,
+ * `special_tokens_map.json`, `generation_config.json` and `config.json` add where they are there.
+ * @throws with the file's name when one is missing or malformed
+ */
+export function loadTokenizer(dir: string): Tokenizer {
+  const path = join(dir, 'tokenizer.json');
+  const json = readJsonObject(path, 'tokenizer');
+  const optional = (name: string): JsonObject =>
+    existsSync(join(dir, name)) ? readJsonObject(join(dir, name), 'tokenizer') : {};
+  const map = optional('special_tokens_map.json');
+  const config = optional('tokenizer_config.json');
+  const settings: JsonObject = { ...map };
+  for (const [key, value] of Object.entries(config)) {
+    if (value !== null || !(key in settings)) settings[key] = value;
+  }
+  const ids = (kind: string) => [
+    ...new Set([
+      ...idsIn(join(dir, 'generation_config.json'), kind),
+      ...idsIn(join(dir, 'config.json'), kind),
+    ]),
+  ];
+  const special = { bos: ids('bos'), eos: ids('eos'), pad: ids('pad') };
+  return new Tokenizer(json, settings, special, `tokenizer ${path}`);
+}
