@@ -3,6 +3,7 @@ export type { Meta } from './graph.js';
 export { gradEnabled, noGrad } from './mode.js';
 export {
   type BackwardContext,
+  clearGradient,
   definedOps,
   defineOp,
   detach,

@@ -1,4 +1,5 @@
 import type { Backend } from '../tensor/backend.js';
+import { isFloat } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
 import { LeafNode, type Meta, OpNode } from './graph.js';
@@ -72,10 +73,10 @@ export interface Op<A> {
   readonly spec: OpSpec<A>;
 }
 
-const registry = new Map<string, OpSpec<unknown>>();
+const registry = new Map<string, Op<unknown>>();
 
 /** Every op defined so far, by name; the op table runs over it. */
-export function definedOps(): ReadonlyMap<string, OpSpec<unknown>> {
+export function definedOps(): ReadonlyMap<string, Op<unknown>> {
   return registry;
 }
 
@@ -99,7 +100,8 @@ function record<A>(
 ): void {
   const needs = inputs.map((t) => t.node !== null);
   const output = outputs[0] as Tensor;
-  if (!spec.backward) return;
+  // Integers have no gradient: what a cast to them answers is a constant.
+  if (!spec.backward || !isFloat(output.dtype)) return;
   const node = new OpNode(
     spec as OpSpec<unknown>,
     attrs,
@@ -138,7 +140,6 @@ export function runKernel(
  */
 export function defineOp<A>(spec: OpSpec<A>): Op<A> {
   if (registry.has(spec.name)) throw failure('defineOp', 'a new name', `"${spec.name}" again`);
-  registry.set(spec.name, spec as OpSpec<unknown>);
   const apply = (inputs: readonly Tensor[], attrs: A): Tensor[] => {
     const backend = backendOf(spec.name, inputs);
     const metas = spec.infer(inputs, attrs);
@@ -154,7 +155,9 @@ export function defineOp<A>(spec: OpSpec<A>): Op<A> {
     }
     return outputs;
   };
-  return Object.assign(apply, { spec });
+  const op = Object.assign(apply, { spec });
+  registry.set(spec.name, op as Op<unknown>);
+  return op;
 }
 
 /** The first output of an op's result; the others are let go (the graph holds what it saved). */
@@ -185,4 +188,11 @@ export function setTrainable(tensor: Tensor, trainable: boolean): Tensor {
 /** A tensor over the same elements that the graph does not know. */
 export function detach(tensor: Tensor): Tensor {
   return tensor.alias();
+}
+
+/** Frees the accumulated gradient of a trainable tensor; the next backward makes a new one. */
+export function clearGradient(tensor: Tensor): void {
+  if (!(tensor.node instanceof LeafNode)) return;
+  tensor.node.grad?.dispose();
+  tensor.node.grad = null;
 }

@@ -27,6 +27,13 @@ const binarySamples = [
     inputs: [{ shape: [4, 1, 3] }, { shape: [5, 1], shift: -3, scale: 0.3 }],
   },
   { label: 'scalar', inputs: [{ shape: [] }, { shape: [33], shift: 3, scale: 0.3 }] },
+  {
+    label: 'near each other',
+    inputs: [
+      { shape: [3, 5], shift: 2, scale: 0.3 },
+      { shape: [3, 1], shift: 2, scale: 0.3 },
+    ],
+  },
   { label: 'empty', inputs: [{ shape: [0, 3] }, { shape: [1, 3] }] },
 ].map((s) => ({ ...s, attrs: undefined }));
 
@@ -204,14 +211,12 @@ function positive(x: Tensor): Tensor {
 export const abs = unary('abs', {
   reads: 'input',
   gradient: (dy, x) => mul(dy, sub(positive(x), positive(neg(x)))),
-  positive: true,
 });
 
 /** max(x, 0). dx = dy where x > 0, else 0 */
 export const relu = unary('relu', {
   reads: 'output',
   gradient: (dy, y) => mul(dy, positive(y)),
-  positive: true,
 });
 
 const bothInputs = () => [0, 1];

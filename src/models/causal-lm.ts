@@ -1,0 +1,193 @@
+import { scope } from '../autograd/index.js';
+import { Module } from '../nn/index.js';
+import { crossEntropy, embedding, reshape, scale } from '../ops/index.js';
+import type { Backend } from '../tensor/backend.js';
+import { tensor, zeros } from '../tensor/create.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+
+/** Token ids of several sequences, padded to one length; row-major [B, T]. */
+export interface TokenBatch {
+  readonly inputIds: Int32Array;
+  /** 1 where a token counts, 0 at padding; default all 1. */
+  readonly attentionMask?: Uint8Array;
+  /** The id each position should have been predicted as, −100 where it does not count. */
+  readonly labels?: Int32Array;
+  readonly batch: number;
+  readonly length: number;
+}
+
+/** A loss and how many labels it is over. */
+export interface LossResult {
+  /** One element, in nats; 0 when no label counts. */
+  readonly loss: Tensor;
+  readonly tokens: number;
+}
+
+/** The keys and values of the positions computed so far, one pair of buffers a layer. */
+export class KvCache {
+  readonly keys: Tensor[] = [];
+  readonly values: Tensor[] = [];
+  /** Positions filled so far. */
+  length = 0;
+
+  /** @param shape [B, most positions, key heads, head size] */
+  constructor(
+    backend: Backend,
+    layers: number,
+    readonly shape: readonly [number, number, number, number],
+  ) {
+    for (let i = 0; i < layers; i++) {
+      this.keys.push(zeros(shape, { backend }).keep());
+      this.values.push(zeros(shape, { backend }).keep());
+    }
+  }
+
+  dispose(): void {
+    for (const t of [...this.keys, ...this.values]) t.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** What the body of a model is given. */
+export interface BodyInput {
+  /** i32 [B, T]. */
+  readonly ids: Tensor;
+  /** i32 [B, T], counted from 0 over the tokens that count. */
+  readonly positions: Tensor;
+  /** u8 [B, S] over the keys of cache and input; none where every key counts. */
+  readonly mask: Tensor | null;
+  readonly cache: KvCache | null;
+}
+
+/** A model that predicts the next token: a body that answers hidden states, and a head. */
+export abstract class CausalLM extends Module {
+  abstract readonly backend: Backend;
+  abstract readonly vocabSize: number;
+  /** The most positions it was made for. */
+  abstract readonly maxPositions: number;
+
+  /** Hidden states [B, T, C] after the last norm. */
+  protected abstract body(input: BodyInput): Tensor;
+  /** Logits [.., V] of hidden states [.., C]. */
+  protected abstract head(hidden: Tensor): Tensor;
+  /** A cache for `batch` sequences of at most `positions` positions. */
+  abstract makeCache(batch: number, positions: number): KvCache;
+
+  /** The batch's hidden states [B, T, C]; with a cache, of the positions after those it holds. */
+  hidden(batch: TokenBatch, cache: KvCache | null = null): Tensor {
+    const { batch: B, length: T } = batch;
+    checkBatch(batch, this.vocabSize);
+    const past = cache?.length ?? 0;
+    const S = past + T;
+    if (S > this.maxPositions || (cache && S > cache.shape[1])) {
+      throw failure(
+        'model',
+        `at most ${cache ? Math.min(cache.shape[1], this.maxPositions) : this.maxPositions} positions`,
+        `${S}`,
+      );
+    }
+    const { backend } = this;
+    const padded = batch.attentionMask?.includes(0) ?? false;
+    if (padded && cache) {
+      throw failure('model', 'sequences without padding where a cache is used', 'padding');
+    }
+    const hidden = this.body({
+      ids: tensor(batch.inputIds, [B, T], { backend, dtype: 'i32' }),
+      positions: tensor(
+        Int32Array.from({ length: B * T }, (_, i) => past + (i % T)),
+        [B, T],
+        { backend, dtype: 'i32' },
+      ),
+      mask: padded
+        ? tensor(batch.attentionMask as Uint8Array, [B, T], { backend, dtype: 'u8' })
+        : null,
+      cache,
+    });
+    if (cache) cache.length = S;
+    return hidden;
+  }
+
+  /** Logits [B, T, V] of every position. */
+  logits(batch: TokenBatch): Tensor {
+    return scope(() => this.head(this.hidden(batch)));
+  }
+
+  /** Logits [B, V] of the last position only. */
+  lastLogits(batch: TokenBatch, cache: KvCache | null = null): Tensor {
+    return scope(() => {
+      const { batch: B, length: T } = batch;
+      const rows = Int32Array.from({ length: B }, (_, b) => b * T + T - 1);
+      return this.head(pickRows(this.hidden(batch, cache), rows));
+    });
+  }
+
+  /**
+   * The loss of predicting each labelled token from those before it: summed over the labels and
+   * divided by `denominator`, by default their number, so that it is a mean. Only positions with a
+   * label pass the head.
+   */
+  loss(batch: TokenBatch, denominator?: number): LossResult {
+    const { rows, labels } = shiftedLabels(batch);
+    const tokens = rows.length;
+    const { backend } = this;
+    const loss = scope(() => {
+      if (tokens === 0) return zeros([], { backend });
+      const logits = this.head(pickRows(this.hidden(batch), rows));
+      const targets = tensor(labels, [tokens], { backend, dtype: 'i32' });
+      const sum = crossEntropy(logits, targets, { reduction: 'sum' });
+      return scale(sum, 1 / Math.max(1, denominator ?? tokens));
+    });
+    return { loss, tokens };
+  }
+}
+
+/** Rows of hidden states [B, T, C] by their place in [B·T], as [rows, C]. */
+function pickRows(hidden: Tensor, rows: Int32Array): Tensor {
+  const width = hidden.shape.at(-1) as number;
+  const flat = reshape(hidden, [-1, width]);
+  if (rows.length === flat.shape[0]) return flat;
+  return embedding(flat, tensor(rows, [rows.length], { backend: hidden.backend, dtype: 'i32' }));
+}
+
+/** The places that predict a labelled token, and the labels: position t answers label t + 1. */
+export function shiftedLabels(batch: TokenBatch): { rows: Int32Array; labels: Int32Array } {
+  const { labels, batch: B, length: T } = batch;
+  if (!labels) throw failure('loss', 'a batch with labels', 'none');
+  const rows: number[] = [];
+  const values: number[] = [];
+  for (let b = 0; b < B; b++) {
+    for (let t = 0; t + 1 < T; t++) {
+      const label = labels[b * T + t + 1] as number;
+      if (label === -100) continue;
+      rows.push(b * T + t);
+      values.push(label);
+    }
+  }
+  return { rows: Int32Array.from(rows), labels: Int32Array.from(values) };
+}
+
+function checkBatch(batch: TokenBatch, vocabSize: number): void {
+  const { inputIds, attentionMask, labels, batch: B, length: T } = batch;
+  const lengths = [inputIds, attentionMask, labels].filter((a) => a !== undefined);
+  if (B < 1 || T < 1 || lengths.some((a) => a.length !== B * T)) {
+    throw failure(
+      'model',
+      `arrays of ${shapeText([B, T])}, both at least 1`,
+      lengths.map((a) => a.length).join(', '),
+    );
+  }
+  for (const id of inputIds) {
+    if (id < 0 || id >= vocabSize) {
+      throw failure(
+        'model',
+        `token ids of 0…${vocabSize - 1}`,
+        String(id),
+        'Is it this model’s tokenizer?',
+      );
+    }
+  }
+}

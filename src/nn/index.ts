@@ -1,0 +1,11 @@
+export {
+  Dense,
+  Embedding,
+  LayerNorm,
+  Linear,
+  type ParameterSource,
+  parameter,
+  RMSNorm,
+} from './layers.js';
+export { Module } from './module.js';
+export { type TrainingContext, trainingContext, withTraining } from './training.js';

@@ -1,0 +1,103 @@
+import { embedding, layerNorm, linear, rmsNorm } from '../ops/index.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import { type Shape, sameShape } from '../tensor/shape.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { Module } from './module.js';
+
+/**
+ * Where a module gets its parameters: the tensor of this name in a checkpoint, or a new one.
+ * It must have the shape asked for; the module owns it.
+ */
+export type ParameterSource = (name: string, shape: Shape) => Tensor;
+
+/** Asks a source for a parameter, checks its shape and takes it out of any scope. */
+export function parameter(source: ParameterSource, name: string, shape: Shape): Tensor {
+  const t = source(name, shape);
+  if (!sameShape(t.shape, shape)) {
+    throw failure(`parameter ${name}`, shapeText(shape), shapeText(t.shape));
+  }
+  return t.keep();
+}
+
+/** A layer from [.., in] to [.., out]: a plain one, or one that LoRA wraps. */
+export abstract class Dense extends Module {
+  abstract readonly inFeatures: number;
+  abstract readonly outFeatures: number;
+  abstract forward(x: Tensor): Tensor;
+}
+
+/** y = x Wᵀ + b. */
+export class Linear extends Dense {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+
+  /**
+   * @param weight [out, in]
+   * @param bias [out] or none
+   */
+  constructor(
+    readonly weight: Tensor,
+    readonly bias: Tensor | null = null,
+  ) {
+    super();
+    [this.outFeatures, this.inFeatures] = weight.shape as [number, number];
+  }
+
+  static from(
+    source: ParameterSource,
+    name: string,
+    outFeatures: number,
+    inFeatures: number,
+    bias = false,
+  ): Linear {
+    return new Linear(
+      parameter(source, `${name}.weight`, [outFeatures, inFeatures]),
+      bias ? parameter(source, `${name}.bias`, [outFeatures]) : null,
+    );
+  }
+
+  forward(x: Tensor): Tensor {
+    return linear(x, this.weight, this.bias);
+  }
+}
+
+/** Rows of a table [V, C] by id. */
+export class Embedding extends Module {
+  constructor(readonly weight: Tensor) {
+    super();
+  }
+
+  /** @param ids i32 [..] → [.., C] */
+  forward(ids: Tensor): Tensor {
+    return embedding(this.weight, ids);
+  }
+}
+
+/** x / sqrt(mean x² + eps) · weight over the last axis. */
+export class RMSNorm extends Module {
+  constructor(
+    readonly weight: Tensor,
+    readonly eps: number,
+  ) {
+    super();
+  }
+
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, this.eps);
+  }
+}
+
+/** (x − mean) / sqrt(variance + eps) · weight + bias over the last axis. */
+export class LayerNorm extends Module {
+  constructor(
+    readonly weight: Tensor,
+    readonly bias: Tensor,
+    readonly eps: number,
+  ) {
+    super();
+  }
+
+  forward(x: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, this.eps);
+  }
+}

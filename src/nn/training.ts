@@ -1,0 +1,24 @@
+/** What random layers need to know of the step they run in. */
+export interface TrainingContext {
+  readonly seed: number;
+  /** Counts forward passes that differ in their random numbers: step × micro-batches + micro-batch. */
+  readonly step: number;
+}
+
+let current: TrainingContext | null = null;
+
+/** Runs `fn` as a training pass: dropout is on, its masks addressed by seed and step. */
+export function withTraining<T>(context: TrainingContext, fn: () => T): T {
+  const before = current;
+  current = context;
+  try {
+    return fn();
+  } finally {
+    current = before;
+  }
+}
+
+/** The training pass we are in; null in evaluation, where dropout does nothing. */
+export function trainingContext(): TrainingContext | null {
+  return current;
+}
