@@ -86,6 +86,7 @@ function readHeader(path: string, fd: number, fileBytes: number) {
       place,
       `a header that ends within the file's ${fileBytes} bytes`,
       `a length of ${length} after the first 8`,
+      lookalike(start),
     );
   }
   const header = new Uint8Array(Number(length));
