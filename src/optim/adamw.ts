@@ -31,8 +31,10 @@ interface Moments {
  * eight bytes a trainable parameter, made at the first step that has a gradient for it.
  */
 export class AdamW {
-  /** Steps taken. */
+  /** Steps of the run that are done: those that updated and those that were skipped. */
   step = 0;
+  /** Updates done; the moments' bias correction counts these. */
+  #updates = 0;
   readonly #moments = new Map<string, Moments>();
   readonly #groups: readonly ParameterGroup[];
   readonly #defaults: Required<AdamWOptions>;
@@ -66,6 +68,7 @@ export class AdamW {
    */
   update(lrFactor = 1, gradScale = 1): void {
     this.step++;
+    this.#updates++;
     for (const group of this.#groups) {
       const { lr, betas, eps, weightDecay } = { ...this.#defaults, ...group };
       for (const [name, p] of group.parameters) {
@@ -74,11 +77,21 @@ export class AdamW {
         p.backend.run(
           'adamw',
           [p.grad, p, m, v],
-          [lr * lrFactor, betas[0], betas[1], eps, weightDecay, this.step, gradScale],
+          [lr * lrFactor, betas[0], betas[1], eps, weightDecay, this.#updates, gradScale],
         );
         p.storage.version++;
       }
     }
+  }
+
+  /** Counts a step that changes nothing. */
+  skip(): void {
+    this.step++;
+  }
+
+  /** Updates done, for a checkpoint. */
+  get updates(): number {
+    return this.#updates;
   }
 
   /** Frees every gradient; the next backward makes new ones. */
@@ -106,8 +119,8 @@ export class AdamW {
     return out;
   }
 
-  /** Takes over the moments of a checkpoint and its count of steps. */
-  restore(step: number, read: (name: string) => Uint8Array | undefined): void {
+  /** Takes over the moments of a checkpoint and its counts. */
+  restore(step: number, updates: number, read: (name: string) => Uint8Array | undefined): void {
     for (const [name, p] of this.#all()) {
       const m = read(`${name}.m`);
       const v = read(`${name}.v`);
@@ -121,6 +134,7 @@ export class AdamW {
       own.v.setBytes(v);
     }
     this.step = step;
+    this.#updates = updates;
   }
 
   dispose(): void {

@@ -1,0 +1,184 @@
+import { setTrainable } from '../autograd/index.js';
+import type { Module, ParameterSource } from '../nn/index.js';
+import { failure, nearest } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
+import { baseOf, LoraBranch, LoraLinear } from './layer.js';
+import { chooseTargets, type Target } from './targets.js';
+
+/** PEFT's prefix of every tensor's name in an adapter file. */
+export const PEFT_PREFIX = 'base_model.model.';
+
+/** The tensors that make one branch. */
+export type BranchTensors = (
+  path: string,
+  base: { inFeatures: number; outFeatures: number },
+) => {
+  readonly a: Tensor;
+  readonly b: Tensor;
+};
+
+/**
+ * The LoRA adapters of a model: several by name, at most one active. The model's own parameters
+ * are frozen and never written; with no adapter active its outputs are the base's, bit for bit.
+ */
+export class LoraAdapters {
+  readonly #configs = new Map<string, FullLoraConfig>();
+  readonly #wrapped = new Map<string, { target: Target; layer: LoraLinear }>();
+  readonly #base: ReadonlyMap<string, Tensor>;
+  #active: string | null = null;
+
+  /** @param model a plain model; its parameters become frozen */
+  constructor(readonly model: Module) {
+    this.#base = new Map(model.namedParameters());
+    for (const p of this.#base.values()) setTrainable(p, false);
+  }
+
+  /** Names of the adapters there are. */
+  names(): string[] {
+    return [...this.#configs.keys()];
+  }
+
+  /** The active adapter, or null. */
+  get active(): string | null {
+    return this.#active;
+  }
+
+  config(name: string): FullLoraConfig {
+    return this.#configs.get(this.#known(name)) as FullLoraConfig;
+  }
+
+  /**
+   * Adds a new adapter, trainable and active: A random by the seed and the layer's path, B zero.
+   * @throws when the name is taken, a setting is out of range, or a target matches nothing
+   */
+  add(name: string, config: LoraConfig, seed: number): this {
+    const full = fullConfig(config);
+    this.#attach(name, full, (path, target) => LoraBranch.create(path, target.layer, full, seed));
+    return this.setTrainable(name, true).setActive(name);
+  }
+
+  /** Adds an adapter from tensors, frozen and active. The adapter owns the tensors. */
+  addFrom(name: string, config: LoraConfig, tensors: BranchTensors): this {
+    const full = fullConfig(config);
+    this.#attach(name, full, (path, target) => {
+      const { a, b } = tensors(path, target.layer);
+      const scaling = full.alpha / full.rank;
+      return new LoraBranch(path, a.keep(), b.keep(), scaling, full.dropout);
+    });
+    return this.setTrainable(name, false).setActive(name);
+  }
+
+  #attach(
+    name: string,
+    config: FullLoraConfig,
+    make: (path: string, target: Target) => LoraBranch,
+  ): void {
+    if (name === '' || this.#configs.has(name)) {
+      throw failure('lora adapter', 'a new, non-empty name', `"${name}"`);
+    }
+    const targets = chooseTargets(this.model, config.targetModules);
+    const made: [Target, LoraBranch][] = [];
+    try {
+      for (const t of targets) made.push([t, make(t.path, t)]);
+    } catch (error) {
+      for (const [, branch] of made) branch.dispose();
+      throw error;
+    }
+    for (const [target, branch] of made) {
+      let held = this.#wrapped.get(target.path);
+      if (!held) {
+        const layer = new LoraLinear(baseOf(target.layer));
+        target.parent.replaceChild(target.name, layer);
+        held = { target, layer };
+        this.#wrapped.set(target.path, held);
+      }
+      held.layer.branches.set(name, branch);
+    }
+    this.#configs.set(name, config);
+  }
+
+  /** Makes one adapter active, or none: then the model is the base. */
+  setActive(name: string | null): this {
+    if (name !== null) this.#known(name);
+    this.#active = name;
+    for (const { layer } of this.#wrapped.values()) layer.active = name === null ? [] : [name];
+    return this;
+  }
+
+  /** Makes an adapter's A and B trainable or frozen, whichever is active. */
+  setTrainable(name: string, trainable: boolean): this {
+    this.#known(name);
+    for (const branch of this.#branches(name)) branch.setTrainable(trainable);
+    return this;
+  }
+
+  /** Removes an adapter; a layer that no adapter is left on becomes the plain base layer again. */
+  remove(name: string): this {
+    this.#known(name);
+    if (this.#active === name) this.setActive(null);
+    for (const [path, { target, layer }] of this.#wrapped) {
+      layer.branches.get(name)?.dispose();
+      layer.branches.delete(name);
+      if (layer.branches.size > 0) continue;
+      target.parent.replaceChild(target.name, layer.base);
+      this.#wrapped.delete(path);
+    }
+    this.#configs.delete(name);
+    return this;
+  }
+
+  /** An adapter's tensors under PEFT's names, in the order of PEFT's files. */
+  tensors(name: string): Map<string, Tensor> {
+    const out = new Map<string, Tensor>();
+    for (const branch of this.#branches(this.#known(name))) {
+      out.set(`${PEFT_PREFIX}${branch.path}.lora_A.weight`, branch.a);
+      out.set(`${PEFT_PREFIX}${branch.path}.lora_B.weight`, branch.b);
+    }
+    return new Map([...out].sort(([x], [y]) => (x < y ? -1 : 1)));
+  }
+
+  /**
+   * The parameters of a plain model in which these adapters are merged: pass it to the model's
+   * constructor. Touched weights are new tensors (f32 sum, rounded once to the base's dtype); all
+   * others share the base's storage.
+   */
+  mergedSource(...names: readonly string[]): ParameterSource {
+    for (const name of names) this.#known(name);
+    return (parameterName) => {
+      const path = parameterName.replace(/\.weight$/, '');
+      const held = parameterName.endsWith('.weight') ? this.#wrapped.get(path) : undefined;
+      if (held && names.some((n) => held.layer.branches.has(n))) {
+        const merged = held.layer.merged(names);
+        merged.bias?.dispose();
+        return merged.weight;
+      }
+      const base = this.#base.get(parameterName);
+      if (!base) throw failure('merge', 'a parameter of the base', `"${parameterName}"`);
+      return base.alias();
+    };
+  }
+
+  /** Every parameter of the base by its checkpoint's name. */
+  baseParameters(): ReadonlyMap<string, Tensor> {
+    return this.#base;
+  }
+
+  *#branches(name: string): Generator<LoraBranch> {
+    for (const { layer } of this.#wrapped.values()) {
+      const branch = layer.branches.get(name);
+      if (branch) yield branch;
+    }
+  }
+
+  #known(name: string): string {
+    if (this.#configs.has(name)) return name;
+    const near = nearest(name, this.#configs.keys(), 3);
+    throw failure(
+      'lora adapter',
+      'the name of an adapter of the model',
+      `"${name}"`,
+      near.length > 0 ? `There are: ${near.join(', ')}` : 'There is none yet',
+    );
+  }
+}

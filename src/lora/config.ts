@@ -1,0 +1,47 @@
+import { failure } from '../tensor/errors.js';
+
+/** How a new adapter's A begins: B is zero, so that either starts at the base model. */
+export type LoraInit = 'kaiming' | 'gaussian';
+
+/** Settings of a LoRA adapter. */
+export interface LoraConfig {
+  /** Rank r of the update: A is [r, in], B is [out, r]. Default 8. */
+  readonly rank?: number;
+  /** The update is scaled by alpha / rank. Default 2 × rank. */
+  readonly alpha?: number;
+  /** Layers by full path or last part of it (`q_proj`), or a preset: `attention`, `qv`, `all-linear`. */
+  readonly targetModules: readonly string[];
+  /** Dropout on the adapter's input while training. Default 0. */
+  readonly dropout?: number;
+  /** Default kaiming, as PEFT's. */
+  readonly init?: LoraInit;
+}
+
+/** A configuration with every default filled and checked. */
+export type FullLoraConfig = Required<LoraConfig>;
+
+/** Fills the defaults. @throws naming the setting that is out of range */
+export function fullConfig(config: LoraConfig): FullLoraConfig {
+  const rank = config.rank ?? 8;
+  const full: FullLoraConfig = {
+    rank,
+    alpha: config.alpha ?? 2 * rank,
+    targetModules: config.targetModules,
+    dropout: config.dropout ?? 0,
+    init: config.init ?? 'kaiming',
+  };
+  if (!Number.isSafeInteger(rank) || rank < 1) {
+    throw failure('lora rank', 'a whole number of 1 or more', String(rank));
+  }
+  if (!Number.isFinite(full.alpha)) throw failure('lora alpha', 'a number', String(full.alpha));
+  if (!(full.dropout >= 0 && full.dropout < 1)) {
+    throw failure('lora dropout', '0 ≤ p < 1', String(full.dropout));
+  }
+  if (full.targetModules.length === 0) {
+    throw failure('lora targetModules', 'at least one name', 'none');
+  }
+  if (full.init !== 'kaiming' && full.init !== 'gaussian') {
+    throw failure('lora init', 'kaiming or gaussian', `"${full.init}"`);
+  }
+  return full;
+}

@@ -1,0 +1,154 @@
+import { noGrad, scope, setTrainable } from '../autograd/index.js';
+import { Dense, Linear, trainingContext } from '../nn/index.js';
+import { add, cast, dropout, linear, matmul, scale } from '../ops/index.js';
+import { tensor, zeros } from '../tensor/create.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import { normal, streamOf, uniform } from '../tensor/random.js';
+import type { Tensor } from '../tensor/tensor.js';
+import type { FullLoraConfig } from './config.js';
+
+/** One adapter's share of one layer: ΔW = scaling · B A. */
+export class LoraBranch {
+  trainable = false;
+
+  /**
+   * @param path of the layer in the model; addresses its random numbers
+   * @param a [r, in]
+   * @param b [out, r]
+   * @param scaling alpha / r
+   */
+  constructor(
+    readonly path: string,
+    readonly a: Tensor,
+    readonly b: Tensor,
+    readonly scaling: number,
+    readonly dropout: number,
+  ) {}
+
+  /** A new branch: A random, B zero, so that ΔW = 0. */
+  static create(path: string, base: Dense, config: FullLoraConfig, seed: number): LoraBranch {
+    const { rank, init, alpha } = config;
+    const { inFeatures, outFeatures } = base;
+    const address = { seed, stream: streamOf(`${path}.lora_A`) };
+    const count = rank * inFeatures;
+    // Kaiming uniform with slope √5, as loralib and PEFT: bound 1/√in. Gaussian, as PEFT: 1/r.
+    const bound = 1 / Math.sqrt(inFeatures);
+    const values =
+      init === 'kaiming'
+        ? Float32Array.from(uniform(address, count), (u) => (2 * u - 1) * bound)
+        : Float32Array.from(normal(address, count), (z) => z / rank);
+    const options = { backend: backendOf(base), purpose: 'trainable' } as const;
+    return new LoraBranch(
+      path,
+      tensor(values, [rank, inFeatures], options).keep(),
+      zeros([outFeatures, rank], options).keep(),
+      alpha / rank,
+      config.dropout,
+    );
+  }
+
+  get rank(): number {
+    return this.a.shape[0] as number;
+  }
+
+  setTrainable(trainable: boolean): void {
+    setTrainable(this.a, trainable);
+    setTrainable(this.b, trainable);
+    this.trainable = trainable;
+  }
+
+  /** scaling · (x Aᵀ) Bᵀ, with dropout on x while training. @param x [.., in] → [.., out] */
+  forward(x: Tensor): Tensor {
+    const context = trainingContext();
+    const seen =
+      context && this.dropout > 0
+        ? dropout(x, this.dropout, {
+            seed: context.seed,
+            stream: streamOf(`${this.path}.lora_dropout`),
+            step: context.step,
+          })
+        : x;
+    // The scale meets the r-wide product, not the wide one.
+    return linear(scale(linear(seen, this.a), this.scaling), this.b);
+  }
+
+  /** scaling · B A, [out, in], f32. */
+  delta(): Tensor {
+    return noGrad(() => scope(() => scale(matmul(this.b, this.a), this.scaling)));
+  }
+
+  dispose(): void {
+    this.a.dispose();
+    this.b.dispose();
+  }
+}
+
+/** The layer that holds the weights of a dense one. */
+export function baseOf(layer: Dense): Linear {
+  const base = layer instanceof LoraLinear ? layer.base : layer;
+  if (!(base instanceof Linear)) throw failure('lora', 'a Linear layer', base.constructor.name);
+  return base;
+}
+
+function backendOf(layer: Dense) {
+  return baseOf(layer).weight.backend;
+}
+
+/**
+ * A dense layer with LoRA branches beside its frozen weight (Hu et al., 2021):
+ * y = x Wᵀ + b + Σ over active adapters of scaling·(x Aᵀ) Bᵀ.
+ */
+export class LoraLinear extends Dense {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  /** Every adapter's branch by the adapter's name. */
+  readonly branches = new Map<string, LoraBranch>();
+  /** Names of the adapters that take part in the forward pass, in order. */
+  active: readonly string[] = [];
+
+  constructor(readonly base: Linear) {
+    super();
+    this.inFeatures = base.inFeatures;
+    this.outFeatures = base.outFeatures;
+  }
+
+  /** x [.., in] → [.., out] */
+  forward(x: Tensor): Tensor {
+    let y = this.base.forward(x);
+    for (const name of this.active) {
+      const branch = this.branches.get(name);
+      if (branch) y = add(y, branch.forward(x));
+    }
+    return y;
+  }
+
+  /**
+   * A plain layer whose weight is W + Σ ΔW of these adapters, added in f32 and rounded once to
+   * W's dtype. The base is not touched.
+   * @throws when the merged weight is not finite
+   */
+  merged(names: readonly string[]): Linear {
+    const { weight, bias } = this.base;
+    const merged = noGrad(() =>
+      scope(() => {
+        let sum = cast(weight, 'f32');
+        for (const name of names) {
+          const branch = this.branches.get(name);
+          if (branch) sum = add(sum, branch.delta());
+        }
+        return cast(sum, weight.dtype);
+      }),
+    ).keep();
+    if (!(merged.toArray() as Float32Array).every(Number.isFinite)) {
+      merged.dispose();
+      throw failure('merge', 'finite weights', `NaN or Inf in ${shapeText(weight.shape)}`);
+    }
+    merged.storage.retag('frozen');
+    return new Linear(merged, bias ? bias.alias().keep() : null);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const b of this.branches.values()) b.dispose();
+  }
+}

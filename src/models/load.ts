@@ -1,0 +1,95 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTrainable } from '../autograd/index.js';
+import { type Checkpoint, openCheckpoint, saveCheckpoint } from '../io/checkpoint.js';
+import type { ParameterSource } from '../nn/index.js';
+import type { Backend } from '../tensor/backend.js';
+import type { DType } from '../tensor/dtype.js';
+import { failure, nearest } from '../tensor/errors.js';
+import { getBackend } from '../tensor/registry.js';
+import type { Tensor } from '../tensor/tensor.js';
+import type { CausalLM } from './causal-lm.js';
+import { LlamaForCausalLM, llamaConfig } from './llama.js';
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** How each `model_type` of config.json is built. */
+const ARCHITECTURES: Readonly<Record<string, (config: Json, source: ParameterSource) => CausalLM>> =
+  {
+    llama: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
+  };
+
+/** Builds a model of the architecture that a config.json names, from any source of parameters. */
+export function buildModel(config: Json, source: ParameterSource): CausalLM {
+  const type = String(config.model_type);
+  const build = ARCHITECTURES[type];
+  if (!build) {
+    throw failure(
+      'model_type',
+      `one of ${Object.keys(ARCHITECTURES).join(', ')}`,
+      `"${type}"`,
+      `Nearest: ${nearest(type, Object.keys(ARCHITECTURES), 1).join('')}`,
+    );
+  }
+  return build(config, source);
+}
+
+/** How {@link loadModel} loads. */
+export interface LoadModelOptions {
+  /** A backend or its name; default auto: cpu where the addon is built, else reference. */
+  readonly backend?: Backend | string;
+  /** Storage of the weights; default the file's own. */
+  readonly dtype?: DType;
+  /** Makes every parameter trainable (and f32), for full fine-tuning. Default false. */
+  readonly trainable?: boolean;
+}
+
+/**
+ * Loads a Hugging Face model directory. Frozen weights keep their dtype and stay in the mapped
+ * file where the backend can map it.
+ * @throws when a tensor is missing or none of the model's, or the configuration is not supported
+ */
+export function loadModel(dir: string, options: LoadModelOptions = {}): CausalLM {
+  const checkpoint = openCheckpoint(dir);
+  const backend =
+    typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
+  return buildModel(checkpoint.config, checkpointSource(checkpoint, backend, options));
+}
+
+function checkpointSource(
+  checkpoint: Checkpoint,
+  backend: Backend,
+  { dtype, trainable = false }: LoadModelOptions,
+): ParameterSource {
+  return (name) => {
+    if (!trainable) {
+      return checkpoint.loadTensor(name, { backend, ...(dtype ? { dtype } : {}) });
+    }
+    const t = checkpoint.loadTensor(name, { backend, dtype: 'f32', purpose: 'trainable' });
+    return setTrainable(t, true);
+  };
+}
+
+/** Files of a model directory that go along when it is written again. */
+const COMPANIONS = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+];
+
+/**
+ * Writes a model as a Hugging Face directory, with the tokenizer of the one it came from.
+ * @param from the directory whose config.json and tokenizer files go along
+ */
+export function saveModel(
+  dir: string,
+  tensors: ReadonlyMap<string, Tensor>,
+  from: string,
+  config: Json = openCheckpoint(from).config,
+): void {
+  const extraFiles = COMPANIONS.filter((f) => existsSync(join(from, f))).map(
+    (f) => [f, readFileSync(join(from, f))] as const,
+  );
+  saveCheckpoint(dir, { config, tensors, extraFiles });
+}

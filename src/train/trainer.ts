@@ -1,0 +1,140 @@
+import { setImmediate } from 'node:timers/promises';
+import { backward, scope } from '../autograd/index.js';
+import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
+import { shiftedLabels } from '../models/causal-lm.js';
+import { withTraining } from '../nn/index.js';
+import {
+  type AdamW,
+  clipFactor,
+  gradientNorm,
+  type ScheduleName,
+  scheduleFactor,
+} from '../optim/index.js';
+import { failure } from '../tensor/errors.js';
+
+/** Gives the micro-batches of a step; the same call gives the same batch, so a run can resume. */
+export interface BatchSource {
+  /** @param step counted from 0 @param micro 0 … accumulation − 1 */
+  batch(step: number, micro: number): TokenBatch;
+}
+
+/** Settings of a run. */
+export interface TrainOptions {
+  /** Optimizer steps of the whole run, from 0; a resumed run gives the same number. */
+  readonly steps: number;
+  /** Micro-batches whose gradients make one step. Default 1. */
+  readonly accumulation?: number;
+  /** Peak learning rate, for the events; the optimizer holds its own. */
+  readonly lr: number;
+  /** Default cosine. */
+  readonly schedule?: ScheduleName;
+  /** Default 0. */
+  readonly warmupSteps?: number;
+  /** End of the schedule as a share of the peak. Default 0. */
+  readonly lrFloor?: number;
+  /** Largest gradient norm; 0 for no clipping. Default 1. */
+  readonly maxGradNorm?: number;
+  readonly seed: number;
+  /** Ends the run after the step under way. */
+  readonly signal?: AbortSignal;
+}
+
+/** What one optimizer step did. */
+export interface StepEvent {
+  readonly type: 'step';
+  /** Steps done, this one included. */
+  readonly step: number;
+  /** Mean loss over the labels of the step, before it; nats a token. */
+  readonly loss: number;
+  /** Labels of the step. */
+  readonly tokens: number;
+  /** Positions that passed through the model, padding included. */
+  readonly positions: number;
+  readonly lr: number;
+  /** Of the gradients before clipping. */
+  readonly gradNorm: number;
+  readonly seconds: number;
+  /** Why the weights were left as they are, where they were. */
+  readonly skipped?: string;
+}
+
+/** Loss and gradients of one step, summed over its micro-batches and weighted by token. */
+function accumulate(
+  model: CausalLM,
+  batches: readonly TokenBatch[],
+  seed: number,
+  step: number,
+): { loss: number; tokens: number } {
+  const tokens = batches.reduce((n, b) => n + shiftedLabels(b).rows.length, 0);
+  let loss = 0;
+  if (tokens === 0) return { loss, tokens };
+  batches.forEach((batch, micro) => {
+    scope(() => {
+      const context = { seed, step: step * batches.length + micro };
+      const result = withTraining(context, () => model.loss(batch, tokens));
+      if (result.tokens === 0) return;
+      backward(result.loss);
+      loss += result.loss.item();
+    });
+  });
+  return { loss, tokens };
+}
+
+/**
+ * Trains a model: one event an optimizer step. A step whose batch has no label, or whose gradients
+ * are not finite, changes no weight and says so. Ending the loop early, or aborting the signal,
+ * leaves the model after a whole step.
+ * @param model its trainable parameters are those of the optimizer
+ */
+export async function* train(
+  model: CausalLM,
+  optimizer: AdamW,
+  source: BatchSource,
+  options: TrainOptions,
+): AsyncGenerator<StepEvent> {
+  const { steps, accumulation = 1, maxGradNorm = 1, warmupSteps = 0, seed } = options;
+  const { schedule = 'cosine', lrFloor = 0 } = options;
+  for (const [name, value] of Object.entries({ steps, accumulation })) {
+    if (!Number.isSafeInteger(value) || value < 1) {
+      throw failure(`train ${name}`, 'a whole number of 1 or more', String(value));
+    }
+  }
+  for (let step = optimizer.step; step < steps; step++) {
+    if (options.signal?.aborted) return;
+    const started = performance.now();
+    const batches = Array.from({ length: accumulation }, (_, m) => source.batch(step, m));
+    const { loss, tokens } = accumulate(model, batches, seed, step);
+    const factor = scheduleFactor(step, {
+      name: schedule,
+      warmupSteps,
+      totalSteps: steps,
+      floor: lrFloor,
+    });
+    const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
+    const skipped =
+      tokens === 0
+        ? 'no label in the batch'
+        : Number.isFinite(gradNorm) && Number.isFinite(loss)
+          ? undefined
+          : 'the loss or a gradient is not finite';
+    if (skipped === undefined) {
+      optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
+    } else {
+      optimizer.skip();
+    }
+    optimizer.zeroGrad();
+    yield {
+      type: 'step',
+      step: step + 1,
+      loss,
+      tokens,
+      positions: batches.reduce((n, b) => n + b.batch * b.length, 0),
+      lr: options.lr * factor,
+      gradNorm,
+      seconds: (performance.now() - started) / 1000,
+      ...(skipped === undefined ? {} : { skipped }),
+    };
+    // Lets signals, timers and finalizers run.
+    await setImmediate();
+  }
+}
