@@ -103,7 +103,8 @@ const broadcastOp = defineOp<{ shape: Shape }>({
   samples: [
     { label: 'rows', inputs: [{ shape: [1, 5] }], attrs: { shape: [3, 5] } },
     { label: 'new axes', inputs: [{ shape: [3, 1] }], attrs: { shape: [2, 3, 7] } },
-    { label: 'empty', inputs: [{ shape: [1, 4] }], attrs: { shape: [0, 4] } },
+    { label: 'to nothing', inputs: [{ shape: [1, 4] }], attrs: { shape: [0, 4] } },
+    { label: 'empty', inputs: [{ shape: [0, 1] }], attrs: { shape: [2, 0, 3] } },
   ],
 });
 

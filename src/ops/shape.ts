@@ -87,6 +87,7 @@ const sliceOp = defineOp<Cut>({
       attrs: { starts: [2, 0, 4], sizes: [1, 1, 1] },
     },
     { label: 'nothing', inputs: [{ shape: [3, 4] }], attrs: { starts: [3, 0], sizes: [0, 4] } },
+    { label: 'empty', inputs: [{ shape: [0, 4] }], attrs: { starts: [0, 1], sizes: [0, 2] } },
   ],
 });
 

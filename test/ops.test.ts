@@ -1,0 +1,263 @@
+// time-limit: 300
+import { readFileSync } from 'node:fs';
+import { test } from 'uvu';
+import * as assert from 'uvu/assert';
+import { type DType, isFloat } from '../src/tensor/dtype.js';
+import { candidates, onEachBackend, onNative, reference } from './backends.js';
+import {
+  type Case,
+  dtypesOf,
+  expectClose,
+  finiteDifferences,
+  floatInputs,
+  gradInputs,
+  inputsOf,
+  type Result,
+  rounded,
+  run,
+  table,
+} from './op-cases.js';
+import { LARGE_CASES } from './op-cases-large.js';
+import { skipUnless } from './support.js';
+
+/** f32 results against f64: this share of the largest value, unless an op says otherwise. */
+const RTOL = 1e-5;
+
+/** Ops that take f32 (or f64) gradients only, as they are parts of other ops' gradients. */
+const GRADIENT_OPS = ['slice.grad', 'gather.grad', 'max.grad'];
+
+/** Ops whose inputs must share one dtype. */
+const ONE_DTYPE = ['concat'];
+
+/** Rounding is a step function; its gradient is the identity by definition, tested by itself. */
+const NO_DIFFERENCES = ['cast'];
+
+const ops = table();
+
+/** Results in f64 on the reference backend, by case and input dtypes. */
+const cache = new Map<string, Result>();
+
+/** What a case should answer for inputs stored in these dtypes. */
+function oracle(c: Case, dtypes: readonly DType[]): Result {
+  const key = `${c.title}: ${dtypes}`;
+  let known = cache.get(key);
+  if (!known) {
+    const inputs = inputsOf(c).map((v, i) => rounded(v, dtypes[i] as DType));
+    known = run(c, {
+      backend: reference,
+      dtypes: dtypesOf(c, 'f64'),
+      inputs,
+      grads: gradInputs(c),
+    });
+    cache.set(key, known);
+  }
+  return known;
+}
+
+/** Runs a case with its inputs stored in these dtypes and compares everything with the oracle. */
+function check(c: Case, backend: typeof reference, dtypes: readonly DType[], lead = 0): Result {
+  const want = oracle(c, dtypes);
+  const got = run(c, { backend, dtypes, inputs: inputsOf(c), grads: gradInputs(c), lead });
+  const what = `${c.title} (${dtypes})`;
+  got.outputs.forEach(({ dtype, values }, i) => {
+    let expected = want.outputs[i]?.values as Float64Array;
+    // An output in a half type is the f64 one rounded: exact for what only moves elements.
+    if (isFloat(dtype)) expected = rounded(expected, dtype);
+    expectClose(values, expected, isFloat(dtype) ? RTOL : 0, `${what}, output ${i}`);
+  });
+  got.grads.forEach((g, i) => {
+    if (g) expectClose(g, want.grads[i] as Float64Array, RTOL, `${what}, gradient ${i}`);
+  });
+  return got;
+}
+
+/** Every way to store the float inputs of a case with some of them in a half type. */
+function halfDTypes(c: Case): DType[][] {
+  const { name } = c.op.spec;
+  const floats = floatInputs(c);
+  if (GRADIENT_OPS.includes(name) || floats.length === 0) return [];
+  const sets = ONE_DTYPE.includes(name) || floats.length === 1 ? [] : floats.map((i) => [i]);
+  return [...sets, floats].flatMap((set) =>
+    (['bf16', 'f16'] as const).map((half) =>
+      dtypesOf(c, 'f32').map((d, i) => (set.includes(i) ? half : d)),
+    ),
+  );
+}
+
+const bitsOf = (r: Result) => r.bytes.map((b) => Buffer.from(b).toString('hex')).join(' ');
+
+test('every kernel of docs/kernels.md is on every backend, and no other', () => {
+  const text = readFileSync(new URL('../docs/kernels.md', import.meta.url), 'utf8');
+  const names = text
+    .split('\n')
+    .map((line) => /^\| ((?:`[\w.]+` ?)+)\|/.exec(line)?.[1] ?? '')
+    .flatMap((cell) => [...cell.matchAll(/`([\w.]+)`/g)].map((m) => m[1] as string));
+  assert.ok(names.length >= 60, `${names.length} kernels listed`);
+  for (const { backend } of candidates) {
+    if (backend) assert.equal([...backend.kernels].sort(), [...names].sort(), backend.name);
+  }
+  const kernels = new Set(names);
+  for (const { name, op } of ops) {
+    assert.ok(kernels.has(name) || op.spec.view || op.spec.composed, `${name} has a kernel`);
+  }
+});
+
+test('every op samples odd, size-1 and empty dimensions', () => {
+  assert.ok(ops.length >= 40);
+  for (const { name, cases } of ops) {
+    const shapes = cases.map((c) => c.sample.inputs.map((input) => [...input.shape]));
+    const some = (f: (d: number) => boolean) =>
+      shapes.some((all) => all.some((shape) => shape.some(f)));
+    assert.ok(
+      shapes.some((all) => all.flat().some((d) => d % 2 === 1 && d > 1) && !all.flat().includes(0)),
+      `${name}: an odd size`,
+    );
+    assert.ok(
+      some((d) => d === 1),
+      `${name}: a size of 1`,
+    );
+    assert.ok(
+      some((d) => d === 0),
+      `${name}: a size of 0`,
+    );
+    const labels = cases.map((c) => c.title);
+    assert.is(new Set(labels).size, labels.length, `${name}: labels that tell samples apart`);
+  }
+});
+
+test('every op of two inputs that broadcasts samples it', () => {
+  for (const name of ['add', 'sub', 'mul', 'div', 'maximum', 'minimum', 'matmul']) {
+    const { cases } = ops.find((o) => o.name === name) as (typeof ops)[number];
+    const differing = cases.filter(({ sample: { inputs } }) => {
+      const [a, b] = inputs.map((i) => i.shape.slice(0, name === 'matmul' ? -2 : undefined));
+      return `${a}` !== `${b}`;
+    });
+    assert.ok(differing.length >= 2, name);
+  }
+});
+
+for (const { name, op, cases } of ops) {
+  if (op.spec.backward && !NO_DIFFERENCES.includes(name)) {
+    test(`${name}: gradients in f64 agree with finite differences`, () => {
+      for (const c of cases) {
+        const { grads } = oracle(c, dtypesOf(c, 'f64'));
+        for (const i of gradInputs(c)) {
+          const want = finiteDifferences(c, i, 1e-6);
+          const got = grads[i] as Float64Array;
+          want.forEach((w, k) => {
+            const g = got[k] as number;
+            const close = Math.abs(g - w) <= 1e-5 + 1e-3 * Math.abs(w);
+            if (!close) assert.unreachable(`${c.title}, input ${i}, element ${k}: ${g}, not ${w}`);
+          });
+        }
+      }
+    });
+  }
+
+  if (op.spec.composed) {
+    test(`${name}: the kernel agrees with the composition from basic ops`, () => {
+      for (const c of cases) {
+        const dtypes = dtypesOf(c, 'f64');
+        const want = oracle(c, dtypes);
+        const got = run(c, {
+          backend: reference,
+          dtypes,
+          inputs: inputsOf(c),
+          grads: gradInputs(c),
+          composed: true,
+        });
+        const y = want.outputs[0]?.values as Float64Array;
+        expectClose(got.outputs[0]?.values as Float64Array, y, 1e-12, `${c.title}, composed`);
+        got.grads.forEach((g, i) => {
+          if (g) expectClose(g, want.grads[i] as Float64Array, 1e-11, `${c.title}, gradient ${i}`);
+        });
+      }
+    });
+  }
+
+  onEachBackend(test, `${name}: f32 values and gradients agree with f64`, (backend) => {
+    for (const c of cases) {
+      const plain = check(c, backend, dtypesOf(c, 'f32'));
+      // Inside a larger buffer, off the allocator's alignment: the same bits.
+      const apart = check(c, backend, dtypesOf(c, 'f32'), 3);
+      assert.is(bitsOf(apart), bitsOf(plain), `${c.title}, at an offset`);
+    }
+  });
+
+  if (cases.some((c) => halfDTypes(c).length > 0)) {
+    onEachBackend(test, `${name}: bf16 and f16 inputs are widened exactly`, (backend) => {
+      for (const c of cases) for (const dtypes of halfDTypes(c)) check(c, backend, dtypes);
+    });
+  }
+
+  onNative(test, `${name}: 1, 2 and 3 threads give the same bits`, (backend) => {
+    const { threads } = backend.info();
+    try {
+      for (const c of cases) {
+        const bits = [1, 2, 3].map((count) => {
+          backend.setThreads(count);
+          const dtypes = dtypesOf(c, 'f32');
+          return bitsOf(run(c, { backend, dtypes, inputs: inputsOf(c), grads: gradInputs(c) }));
+        });
+        assert.is(bits[1], bits[0], `${c.title}: 2 threads`);
+        assert.is(bits[2], bits[0], `${c.title}: 3 threads`);
+      }
+    } finally {
+      backend.setThreads(threads);
+    }
+  });
+}
+
+onEachBackend(test, 'larger shapes agree with f64', (backend) => {
+  for (const c of LARGE_CASES) check(c, backend, dtypesOf(c, 'f32'));
+});
+
+onNative(test, 'larger shapes: 1, 2 and 3 threads give the same bits', (backend) => {
+  const { threads } = backend.info();
+  try {
+    for (const c of LARGE_CASES) {
+      const dtypes = dtypesOf(c, 'f32');
+      const inputs = inputsOf(c);
+      const bits = [1, 2, 3].map((count) => {
+        backend.setThreads(count);
+        return bitsOf(run(c, { backend, dtypes, inputs, grads: gradInputs(c) }));
+      });
+      assert.ok(bits[1] === bits[0], `${c.title}: 2 threads`);
+      assert.ok(bits[2] === bits[0], `${c.title}: 3 threads`);
+    }
+  } finally {
+    backend.setThreads(threads);
+  }
+});
+
+const isas = candidates.flatMap(({ backend }) =>
+  backend && 'info' in backend ? (backend.info as () => { isas: string[] })().isas : [],
+);
+for (const isa of ['generic', 'avx2', 'avx512', 'avx512bf16', 'neon']) {
+  const here = isas.includes(isa);
+  const register = here
+    ? (body: (backend: Parameters<Parameters<typeof onNative>[2]>[0]) => void) =>
+        onNative(test, `every op on ${isa}`, body)
+    : () =>
+        skipUnless(
+          test,
+          false,
+          `this build and processor have ${isas.join(', ') || 'no addon'}`,
+        )(`every op on ${isa}`, () => {});
+  register((backend) => {
+    const { isa: before } = backend.info();
+    try {
+      backend.setIsa(isa);
+      for (const { cases } of ops) {
+        for (const c of cases) {
+          for (const dtypes of [dtypesOf(c, 'f32'), ...halfDTypes(c)]) check(c, backend, dtypes);
+        }
+      }
+      for (const c of LARGE_CASES) check(c, backend, dtypesOf(c, 'f32'));
+    } finally {
+      backend.setIsa(before);
+    }
+  });
+}
+
+test.run();
