@@ -1,0 +1,395 @@
+// The bridge to JavaScript: convert, look up, call, translate errors. Nothing else knows napi.
+#include <napi.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "common/error.h"
+#include "common/registry.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace {
+
+using namespace lowrank;
+
+constexpr const char* kContract = "1";  // of docs/kernels.md
+constexpr int kMaxThreads = 256;
+constexpr int kMaxIsas = 8;
+constexpr size_t kMinCommands = 4096;
+constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
+
+// Everything of one environment; freed when it ends.
+struct Environment {
+  Context context;
+  const IsaTable* isas[kMaxIsas];
+  int isaCount = 0;
+  Napi::Reference<Napi::Float64Array> commands;
+  std::vector<View> views;  // reused from call to call, as are the attributes
+  std::vector<double> attrs;
+
+  Environment() {
+    isaCount = supportedIsas(isas, kMaxIsas);
+    context.isa = isas[0];
+    unsigned cores = std::thread::hardware_concurrency();
+    context.threads = cores == 0 ? 1 : static_cast<int>(std::min(cores, unsigned{kMaxThreads}));
+  }
+};
+
+// Runs f with this environment's state; C++ errors become JavaScript ones.
+template <class F>
+Napi::Value guarded(const Napi::CallbackInfo& info, F f) {
+  Napi::Env env = info.Env();
+  try {
+    Environment* state = env.GetInstanceData<Environment>();
+    if (!state) throw Error("[addon] expected a live environment, received one that has ended");
+    return f(env, *state);
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const RangeError& e) {
+    throw Napi::RangeError::New(env, e.what());
+  } catch (const TypeError& e) {
+    throw Napi::TypeError::New(env, e.what());
+  } catch (const std::bad_alloc&) {
+    throw Napi::RangeError::New(env, "[addon] expected memory for working storage, received none");
+  } catch (const std::exception& e) {
+    throw Napi::Error::New(env, e.what());
+  } catch (...) {
+    throw Napi::Error::New(env, "[addon] expected a known error, received another");
+  }
+}
+
+std::string describe(const Napi::Value& v) {
+  if (v.IsNumber()) return std::to_string(v.As<Napi::Number>().DoubleValue());
+  switch (v.Type()) {
+    case napi_undefined:
+      return "undefined";
+    case napi_null:
+      return "null";
+    case napi_boolean:
+      return "a boolean";
+    case napi_string:
+      return "a string";
+    case napi_object:
+      return "an object";
+    case napi_function:
+      return "a function";
+    default:
+      return "another type";
+  }
+}
+
+double number(const Napi::CallbackInfo& info, size_t i, const char* where, const char* what) {
+  Napi::Value v = i < info.Length() ? info[i] : info.Env().Undefined();
+  if (!v.IsNumber()) {
+    throw TypeError(std::string("[") + where + "] expected " + what + ", received " + describe(v));
+  }
+  return v.As<Napi::Number>().DoubleValue();
+}
+
+// An argument that is an integer from 0 to 2^53.
+uint64_t natural(const Napi::CallbackInfo& info, size_t i, const char* where, const char* what) {
+  double v = number(info, i, where, what);
+  if (!(v >= 0 && v <= kMaxInteger && v == std::floor(v))) fail(where, what, std::to_string(v));
+  return static_cast<uint64_t>(v);
+}
+
+Purpose purpose(const Napi::CallbackInfo& info, size_t i, const char* where) {
+  uint64_t p = natural(info, i, where, "a purpose from 0 to 5");
+  if (p >= kPurposes) fail(where, "a purpose from 0 to 5", std::to_string(p));
+  return static_cast<Purpose>(p);
+}
+
+std::string text(const Napi::CallbackInfo& info, size_t i, const char* where, const char* what) {
+  Napi::Value v = i < info.Length() ? info[i] : info.Env().Undefined();
+  if (!v.IsString()) {
+    throw TypeError(std::string("[") + where + "] expected " + what + ", received " + describe(v));
+  }
+  return v.As<Napi::String>().Utf8Value();
+}
+
+Napi::Value describeAddon(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("version", Napi::String::New(env, kContract));
+    o.Set("isa", Napi::String::New(env, state.context.isa->name));
+    Napi::Array isas = Napi::Array::New(env);
+    for (int i = 0; i < state.isaCount; i++) {
+      isas.Set(static_cast<uint32_t>(i), Napi::String::New(env, state.isas[i]->name));
+    }
+    o.Set("isas", isas);
+    o.Set("threads", Napi::Number::New(env, state.context.threads));
+    Napi::Array kernels = Napi::Array::New(env);
+    uint32_t place = 0;
+    for (const Kernel& k : cpuKernels()) kernels.Set(place++, Napi::String::New(env, k.name));
+    o.Set("kernels", kernels);
+    return o;
+  });
+}
+
+Napi::Value bind(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    const char* want = "a Float64Array of at least 4096 numbers";
+    Napi::Value v = info.Length() > 0 ? info[0] : env.Undefined();
+    if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array) {
+      throw TypeError(std::string("[bind] expected ") + want + ", received " + describe(v));
+    }
+    Napi::Float64Array array = v.As<Napi::Float64Array>();
+    if (array.ElementLength() < kMinCommands) fail("bind", want, std::to_string(array.ElementLength()));
+    state.commands = Napi::Reference<Napi::Float64Array>::New(array, 1);
+    return env.Undefined();
+  });
+}
+
+// Reads the bound array, checking every number.
+class Reader {
+ public:
+  Reader(const char* kernel, const double* data, size_t length) : kernel_(kernel), data_(data), length_(length) {}
+
+  double next() {
+    if (at_ >= length_) fail(kernel_, "a complete command", "one cut off at " + std::to_string(length_));
+    return data_[at_++];
+  }
+  uint64_t natural(const char* what) {
+    double v = next();
+    if (!(v >= 0 && v <= kMaxInteger && v == std::floor(v))) fail(kernel_, what, std::to_string(v));
+    return static_cast<uint64_t>(v);
+  }
+  const double* rest(size_t n) {
+    if (n > length_ - at_) fail(kernel_, "a complete command", std::to_string(n) + " attributes past its end");
+    return data_ + at_;
+  }
+
+ private:
+  const char* kernel_;
+  const double* data_;
+  size_t length_;
+  size_t at_ = 0;
+};
+
+// Stands in for the address of a tensor without elements.
+alignas(64) char nothing[64];
+
+View readView(Reader& r, const Memory& memory, const char* kernel) {
+  View v;
+  const Memory::Buffer& buffer = memory.at(r.natural("a handle"), kernel);
+  uint64_t offset = r.natural("a byte offset"), dtype = r.natural("a dtype"), rank = r.natural("a number of axes");
+  if (dtype >= kDTypes) fail(kernel, "a dtype from 0 to 7", std::to_string(dtype));
+  if (rank > kMaxRank) fail(kernel, "at most 8 axes", std::to_string(rank));
+  v.dtype = static_cast<DType>(dtype);
+  v.rank = static_cast<int>(rank);
+  v.readOnly = buffer.mapped;
+  uint64_t size = dtypeSize(v.dtype), nonZero = 1;
+  bool empty = false;
+  for (int i = 0; i < v.rank; i++) {
+    uint64_t d = r.natural("a dimension");
+    v.dims[i] = static_cast<int64_t>(d);
+    if (d == 0) {
+      empty = true;
+    } else if (__builtin_mul_overflow(nonZero, d, &nonZero) || nonZero > (uint64_t{1} << 52)) {
+      // Also for empty tensors, so that products of some of the axes never overflow.
+      fail(kernel, "a shape of fewer than 2^52 elements", v.describe());
+    }
+  }
+  uint64_t count = empty ? 0 : nonZero;
+  v.count = static_cast<int64_t>(count);
+  if (offset > buffer.bytes || count * size > buffer.bytes - offset) {
+    fail(kernel, "a tensor within its " + std::to_string(buffer.bytes) + " bytes",
+         v.describe() + " at byte " + std::to_string(offset));
+  }
+  if (offset % size != 0) {
+    fail(kernel, "a byte offset that is a multiple of " + std::to_string(size), std::to_string(offset));
+  }
+  v.data = count == 0 ? nothing : buffer.data + offset;
+  return v;
+}
+
+Napi::Value run(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    const Registry& registry = cpuKernels();
+    uint64_t index = natural(info, 0, "run", "the number of a kernel");
+    if (index >= registry.size()) {
+      fail("run", "a kernel below " + std::to_string(registry.size()), std::to_string(index));
+    }
+    const Kernel& kernel = registry[index];
+    if (state.commands.IsEmpty()) fail("run", "bind() before", "no bound array");
+    Napi::Float64Array commands = state.commands.Value();
+    size_t length = commands.ElementLength();
+    if (length < kMinCommands) fail("run", "the bound array alive", "one that was detached");
+    Reader r(kernel.name, commands.Data(), length);
+    size_t tensors = r.natural("a number of tensors");
+    state.views.clear();
+    for (size_t i = 0; i < tensors; i++) state.views.push_back(readView(r, state.context.memory, kernel.name));
+    size_t attrs = r.natural("a number of attributes");
+    const double* from = r.rest(attrs);
+    state.attrs.assign(from, from + attrs);
+    kernel.run({kernel.name, state.context, state.views.data(), tensors, state.attrs.data(), attrs});
+    return env.Undefined();
+  });
+}
+
+Napi::Value alloc(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    double bytes = number(info, 0, "alloc", "a number of bytes");
+    if (!(bytes >= 0 && bytes == std::floor(bytes) && bytes <= kMaxInteger)) {
+      throw RangeError("[alloc] expected a number of bytes that memory can have, received " + std::to_string(bytes));
+    }
+    uint64_t handle = state.context.memory.alloc(static_cast<uint64_t>(bytes), purpose(info, 1, "alloc"));
+    return Napi::Number::New(env, static_cast<double>(handle));
+  });
+}
+
+Napi::Value freeHandle(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    state.context.memory.free(natural(info, 0, "free", "a handle"));
+    return env.Undefined();
+  });
+}
+
+Napi::Value retag(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    uint64_t handle = natural(info, 0, "retag", "a handle");
+    state.context.memory.retag(handle, purpose(info, 1, "retag"));
+    return env.Undefined();
+  });
+}
+
+struct Bytes {
+  char* at;
+  uint8_t* array;
+  size_t length;
+};
+
+// The part of a buffer that a Uint8Array argument is to be copied to or from.
+Bytes bytesOf(const Napi::CallbackInfo& info, Environment& state, const char* where, bool writes) {
+  const Memory::Buffer& buffer = state.context.memory.at(natural(info, 0, where, "a handle"), where);
+  uint64_t offset = natural(info, 1, where, "a byte offset");
+  Napi::Value v = info.Length() > 2 ? info[2] : info.Env().Undefined();
+  if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw TypeError(std::string("[") + where + "] expected a Uint8Array, received " + describe(v));
+  }
+  Napi::Uint8Array array = v.As<Napi::Uint8Array>();
+  size_t length = array.ElementLength();
+  if (writes && buffer.mapped) fail(where, "memory that may be written", "a mapped file");
+  if (offset > buffer.bytes || length > buffer.bytes - offset) {
+    fail(where, "a range within " + std::to_string(buffer.bytes) + " bytes",
+         std::to_string(length) + " bytes at " + std::to_string(offset));
+  }
+  return {buffer.data + offset, length ? array.Data() : nullptr, length};
+}
+
+Napi::Value writeBytes(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    Bytes b = bytesOf(info, state, "write", true);
+    if (b.length) std::memcpy(b.at, b.array, b.length);
+    return env.Undefined();
+  });
+}
+
+Napi::Value readBytes(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    Bytes b = bytesOf(info, state, "read", false);
+    if (b.length) std::memcpy(b.array, b.at, b.length);
+    return env.Undefined();
+  });
+}
+
+Napi::Value map(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    std::string path = text(info, 0, "map", "a path");
+    if (path.find('\0') != std::string::npos) fail("map", "a path without NUL", "one with it");
+    uint64_t bytes = 0;
+    uint64_t handle = state.context.memory.map(path, bytes);
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("handle", Napi::Number::New(env, static_cast<double>(handle)));
+    o.Set("bytes", Napi::Number::New(env, static_cast<double>(bytes)));
+    return o;
+  });
+}
+
+Napi::Value memory(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
+    const Memory::Books& b = state.context.memory.books();
+    auto count = [&](uint64_t n) { return Napi::Number::New(env, static_cast<double>(n)); };
+    Napi::Array live = Napi::Array::New(env, kPurposes), peak = Napi::Array::New(env, kPurposes);
+    for (uint32_t p = 0; p < kPurposes; p++) {
+      live.Set(p, count(b.live[p]));
+      peak.Set(p, count(b.peak[p]));
+    }
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("live", live);
+    o.Set("peak", peak);
+    o.Set("total", count(b.total));
+    o.Set("totalPeak", count(b.totalPeak));
+    o.Set("pooled", count(b.pooled));
+    o.Set("handles", count(b.handles));
+    o.Set("mapped", count(b.mapped));
+    return o;
+  });
+}
+
+Napi::Value resetPeak(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
+    state.context.memory.resetPeak();
+    return env.Undefined();
+  });
+}
+
+Napi::Value trim(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
+    state.context.memory.trim();
+    return env.Undefined();
+  });
+}
+
+Napi::Value setThreads(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    const char* want = "a number of threads from 1 to 256";
+    uint64_t n = natural(info, 0, "setThreads", want);
+    if (n < 1 || n > kMaxThreads) fail("setThreads", want, std::to_string(n));
+    state.context.threads = static_cast<int>(n);
+    return env.Undefined();
+  });
+}
+
+Napi::Value setIsa(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    std::string name = text(info, 0, "setIsa", "the name of an instruction set"), known;
+    for (int i = 0; i < state.isaCount; i++) {
+      if (name == state.isas[i]->name) {
+        state.context.isa = state.isas[i];
+        return env.Undefined();
+      }
+      known += (i ? ", " : "") + std::string(state.isas[i]->name);
+    }
+    fail("setIsa", "one of " + known, name);
+  });
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new Environment());
+  exports.Set("info", Napi::Function::New<describeAddon>(env, "info"));
+  exports.Set("bind", Napi::Function::New<bind>(env, "bind"));
+  exports.Set("run", Napi::Function::New<run>(env, "run"));
+  exports.Set("alloc", Napi::Function::New<alloc>(env, "alloc"));
+  exports.Set("free", Napi::Function::New<freeHandle>(env, "free"));
+  exports.Set("retag", Napi::Function::New<retag>(env, "retag"));
+  exports.Set("write", Napi::Function::New<writeBytes>(env, "write"));
+  exports.Set("read", Napi::Function::New<readBytes>(env, "read"));
+  exports.Set("map", Napi::Function::New<map>(env, "map"));
+  exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
+  exports.Set("resetPeak", Napi::Function::New<resetPeak>(env, "resetPeak"));
+  exports.Set("trim", Napi::Function::New<trim>(env, "trim"));
+  exports.Set("setThreads", Napi::Function::New<setThreads>(env, "setThreads"));
+  exports.Set("setIsa", Napi::Function::New<setIsa>(env, "setIsa"));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(lowrank, init)

@@ -1,0 +1,16 @@
+// A whole file mapped read-only. The only place that knows the system's mapping calls.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace lowrank {
+
+// Maps the file; an empty file has a null address and 0 bytes. Throws Error with the system's reason.
+void* mapFile(const std::string& path, size_t& bytes);
+void unmapFile(void* address, size_t bytes) noexcept;
+
+// Asks for large pages behind a big allocation; a hint without effect where unknown.
+void adviseLargePages(void* address, size_t bytes) noexcept;
+
+}  // namespace lowrank

@@ -1,0 +1,186 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "error.h"
+#include "mapped_file.h"
+
+namespace lowrank {
+
+namespace {
+
+constexpr uint64_t kAlign = 64;
+constexpr uint64_t kLargest = uint64_t{1} << 46;
+constexpr uint64_t kKeep = uint64_t{256} << 20;  // idle bytes that are always worth keeping
+constexpr int kSlotBits = 24;
+
+// Capacities come in eight steps an octave, so at most an eighth is wasted and blocks are reused.
+uint64_t roundUp(uint64_t bytes) {
+  uint64_t n = std::max<uint64_t>(bytes, kAlign);
+  uint64_t step = kAlign;
+  while (step * 16 < n) step *= 2;
+  return (n + step - 1) / step * step;
+}
+
+}  // namespace
+
+Memory::~Memory() {
+  for (Buffer& b : slots_) {
+    if (!b.live) continue;
+    if (b.mapped) {
+      unmapFile(b.data, b.bytes);
+    } else {
+      std::free(b.data);
+    }
+  }
+  trim();
+}
+
+void Memory::book(Purpose purpose, uint64_t bytes) {
+  int p = static_cast<int>(purpose);
+  books_.live[p] += bytes;
+  books_.peak[p] = std::max(books_.peak[p], books_.live[p]);
+  books_.total += bytes;
+  books_.totalPeak = std::max(books_.totalPeak, books_.total);
+}
+
+void Memory::unbook(Purpose purpose, uint64_t bytes) {
+  books_.live[static_cast<int>(purpose)] -= bytes;
+  books_.total -= bytes;
+}
+
+char* Memory::take(uint64_t bytes, uint64_t& capacity) {
+  if (bytes <= kLargest) {
+    capacity = roundUp(bytes);
+    auto idle = idle_.find(capacity);
+    if (idle != idle_.end() && !idle->second.empty()) {
+      char* data = idle->second.back();
+      idle->second.pop_back();
+      books_.pooled -= capacity;
+      return data;
+    }
+    for (int attempt = 0; attempt < 2; attempt++) {
+      void* data = std::aligned_alloc(kAlign, capacity);
+      if (data) {
+        if (capacity >= (uint64_t{4} << 20)) adviseLargePages(data, capacity);
+        return static_cast<char*>(data);
+      }
+      trim();
+    }
+  }
+  throw RangeError("[alloc] expected memory for " + std::to_string(bytes) +
+                   " bytes, received none from the system");
+}
+
+void Memory::give(char* data, uint64_t capacity) {
+  if (books_.pooled + capacity > std::max(kKeep, books_.totalPeak)) {
+    std::free(data);
+    return;
+  }
+  idle_[capacity].push_back(data);
+  books_.pooled += capacity;
+}
+
+uint64_t Memory::adopt(const Buffer& buffer) {
+  uint32_t slot;
+  if (freeSlots_.empty()) {
+    if (slots_.size() >= (uint64_t{1} << kSlotBits) - 1) {
+      throw RangeError("[alloc] expected fewer than 2^24 live buffers, received one more");
+    }
+    slot = static_cast<uint32_t>(slots_.size());
+    slots_.emplace_back();
+    freeSlots_.reserve(slots_.capacity());  // so that free() never needs memory
+  } else {
+    slot = freeSlots_.back();
+    freeSlots_.pop_back();
+  }
+  uint32_t generation = slots_[slot].generation;
+  slots_[slot] = buffer;
+  slots_[slot].generation = generation;
+  slots_[slot].live = true;
+  book(buffer.purpose, buffer.bytes);
+  books_.handles++;
+  return (static_cast<uint64_t>(generation) << kSlotBits) + slot + 1;
+}
+
+uint64_t Memory::alloc(uint64_t bytes, Purpose purpose) {
+  Buffer b;
+  b.data = take(bytes, b.capacity);
+  b.bytes = bytes;
+  b.purpose = purpose;
+  try {
+    return adopt(b);
+  } catch (...) {
+    std::free(b.data);
+    throw;
+  }
+}
+
+uint64_t Memory::map(const std::string& path, uint64_t& bytes) {
+  Buffer b;
+  size_t size = 0;
+  b.data = static_cast<char*>(mapFile(path, size));
+  b.bytes = bytes = size;
+  b.purpose = Purpose::frozen;
+  b.mapped = true;
+  try {
+    uint64_t handle = adopt(b);
+    books_.mapped += bytes;
+    return handle;
+  } catch (...) {
+    unmapFile(b.data, size);
+    throw;
+  }
+}
+
+const Memory::Buffer& Memory::at(uint64_t handle, const char* where) const {
+  uint64_t slot = (handle & ((uint64_t{1} << kSlotBits) - 1)) - 1;
+  if (handle != 0 && slot < slots_.size()) {
+    const Buffer& b = slots_[slot];
+    if (b.live && b.generation == handle >> kSlotBits) return b;
+  }
+  fail(where, "a live handle", std::to_string(handle) + ", which was freed or never given");
+}
+
+Memory::Buffer& Memory::find(uint64_t handle, const char* where) {
+  return const_cast<Buffer&>(at(handle, where));
+}
+
+void Memory::free(uint64_t handle) {
+  Buffer& b = find(handle, "free");
+  if (b.mapped) {
+    unmapFile(b.data, b.bytes);
+    books_.mapped -= b.bytes;
+  } else {
+    give(b.data, b.capacity);
+  }
+  unbook(b.purpose, b.bytes);
+  books_.handles--;
+  b.live = false;
+  b.data = nullptr;
+  b.generation = (b.generation + 1) & 0xfffffff;  // handles stay below 2^52
+  freeSlots_.push_back(static_cast<uint32_t>(&b - slots_.data()));
+}
+
+void Memory::retag(uint64_t handle, Purpose purpose) {
+  Buffer& b = find(handle, "retag");
+  unbook(b.purpose, b.bytes);
+  b.purpose = purpose;
+  book(purpose, b.bytes);
+}
+
+void Memory::resetPeak() {
+  for (int p = 0; p < kPurposes; p++) books_.peak[p] = books_.live[p];
+  books_.totalPeak = books_.total;
+}
+
+void Memory::trim() {
+  for (auto& idle : idle_) {
+    for (char* data : idle.second) std::free(data);
+  }
+  idle_.clear();
+  books_.pooled = 0;
+}
+
+}  // namespace lowrank

@@ -1,0 +1,87 @@
+// Pooled, 64-byte-aligned memory behind integer handles, with books by purpose.
+// One per environment, used from its JavaScript thread only.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace lowrank {
+
+enum class Purpose : int { frozen, trainable, gradient, optimizer, activation, workspace };
+constexpr int kPurposes = 6;
+
+class Memory {
+ public:
+  struct Books {
+    uint64_t live[kPurposes] = {};
+    uint64_t peak[kPurposes] = {};
+    uint64_t total = 0, totalPeak = 0;
+    uint64_t pooled = 0;   // bytes kept for reuse
+    uint64_t handles = 0;  // live handles
+    uint64_t mapped = 0;   // bytes of mapped files, also counted as live frozen
+  };
+  struct Buffer {
+    char* data = nullptr;
+    uint64_t bytes = 0;     // as asked for: what the books count
+    uint64_t capacity = 0;  // as taken from the system
+    Purpose purpose = Purpose::activation;
+    bool mapped = false;
+    bool live = false;
+    uint32_t generation = 0;
+  };
+
+  Memory() = default;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory();
+
+  // The memory is not cleared. Throws RangeError where there is none.
+  uint64_t alloc(uint64_t bytes, Purpose purpose);
+  uint64_t map(const std::string& path, uint64_t& bytes);
+  void free(uint64_t handle);
+  void retag(uint64_t handle, Purpose purpose);
+  // The buffer behind a live handle; a stale or unknown one is an error under the name `where`.
+  const Buffer& at(uint64_t handle, const char* where) const;
+
+  const Books& books() const { return books_; }
+  void resetPeak();
+  void trim();
+
+ private:
+  Buffer& find(uint64_t handle, const char* where);
+  uint64_t adopt(const Buffer& buffer);
+  void book(Purpose purpose, uint64_t bytes);
+  void unbook(Purpose purpose, uint64_t bytes);
+  char* take(uint64_t bytes, uint64_t& capacity);
+  void give(char* data, uint64_t capacity);
+
+  std::vector<Buffer> slots_;
+  std::vector<uint32_t> freeSlots_;
+  std::map<uint64_t, std::vector<char*>> idle_;  // by capacity
+  Books books_;
+};
+
+// Scratch memory of one kernel call.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(Memory& memory, uint64_t bytes)
+      : memory_(&memory), handle_(memory.alloc(bytes, Purpose::workspace)) {}
+  Workspace(Workspace&& o) noexcept : memory_(o.memory_), handle_(o.handle_) { o.memory_ = nullptr; }
+  Workspace& operator=(Workspace&&) = delete;
+  ~Workspace() {
+    if (memory_) memory_->free(handle_);
+  }
+  template <class T = float>
+  T* as() const {
+    return reinterpret_cast<T*>(memory_->at(handle_, "workspace").data);
+  }
+
+ private:
+  Memory* memory_ = nullptr;
+  uint64_t handle_ = 0;
+};
+
+}  // namespace lowrank

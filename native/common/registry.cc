@@ -1,0 +1,65 @@
+#include "registry.h"
+
+#include <cmath>
+
+namespace lowrank {
+
+namespace {
+
+std::string plural(size_t n, const char* what) {
+  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
+
+}  // namespace
+
+void Args::counts(size_t wantTensors, size_t wantAttrs) const {
+  expect(count == wantTensors, plural(wantTensors, "tensor"), std::to_string(count));
+  expect(attrCount == wantAttrs, plural(wantAttrs, "attribute"), std::to_string(attrCount));
+}
+
+void Args::atLeast(size_t wantTensors, size_t wantAttrs) const {
+  expect(count >= wantTensors, "at least " + plural(wantTensors, "tensor"), std::to_string(count));
+  expect(attrCount >= wantAttrs, "at least " + plural(wantAttrs, "attribute"),
+         std::to_string(attrCount));
+}
+
+const View& Args::writable(size_t i) const {
+  expect(!tensors[i].readOnly, "an output in memory that may be written",
+         "tensor " + std::to_string(i) + " in a mapped file");
+  return tensors[i];
+}
+
+const View& Args::typed(size_t i, DType dtype) const {
+  expect(tensors[i].dtype == dtype, std::string("tensor ") + std::to_string(i) + " of " + dtypeName(dtype),
+         tensors[i].describe());
+  return tensors[i];
+}
+
+const View& Args::out(size_t i, DType dtype) const {
+  typed(i, dtype);
+  return writable(i);
+}
+
+void Args::sameShape(size_t i, size_t j) const {
+  expect(tensors[i].sameShape(tensors[j]),
+         "tensor " + std::to_string(j) + " shaped as " + tensors[i].describe(), tensors[j].describe());
+}
+
+void Args::shaped(size_t i, std::initializer_list<int64_t> dims) const {
+  View want = tensors[i];
+  want.rank = 0;
+  for (int64_t d : dims) want.dims[want.rank++] = d;
+  expect(want.sameShape(tensors[i]), "tensor " + std::to_string(i) + " as " + want.describe(),
+         tensors[i].describe());
+}
+
+int64_t Args::integer(size_t i, int64_t lo, int64_t hi) const {
+  double v = attrs[i];
+  expect(v == std::floor(v) && v >= static_cast<double>(lo) && v <= static_cast<double>(hi),
+         "attribute " + std::to_string(i) + " to be an integer from " + std::to_string(lo) + " to " +
+             std::to_string(hi),
+         std::to_string(v));
+  return static_cast<int64_t>(v);
+}
+
+}  // namespace lowrank

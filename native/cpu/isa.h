@@ -1,0 +1,107 @@
+// The vector primitives that each instruction set provides; chosen at run time.
+// Instruction-set files include only this, C headers and their intrinsics, so that no code built
+// for a newer processor can be shared with the baseline.
+#pragma once
+
+#include <stdint.h>
+
+namespace lowrank {
+
+// y = op(x), element by element.
+enum Unary {
+  kNeg,
+  kAbs,
+  kExp,
+  kLog,
+  kSqrt,
+  kRsqrt,
+  kTanh,
+  kSigmoid,
+  kRelu,
+  kSilu,
+  kGeluErf,
+  kGeluTanh,
+  kUnaryCount
+};
+
+// y = op(a, b); each of a and b steps by 1 or stands still.
+enum Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kBinaryCount };
+
+// dx = op'(x) * dy
+enum UnaryGrad { kSiluGrad, kGeluErfGrad, kGeluTanhGrad, kUnaryGradCount };
+
+// C[M,N] = alpha * A[M,K] B[K,N] (+ C) (+ bias[N]). Strides in elements; types are DType codes.
+struct GemmTask {
+  int64_t k;
+  const void* a;
+  int aType;
+  int64_t aRow, aCol;
+  const void* b;
+  int bType;
+  int64_t bRow, bCol;
+  float* c;
+  int64_t cRow;
+  float alpha;
+  bool accumulate;
+  const float* bias;
+};
+
+struct AdamWStep {
+  float decay, beta1, oneMinusBeta1, beta2, oneMinusBeta2, stepSize, rootCorrection, eps, gradScale;
+};
+
+struct IsaTable {
+  const char* name;
+  int rowTile, colTile;  // of the register block
+  int64_t colBlock;      // most columns of one gemm call that stay in cache
+  int64_t scratch;       // floats of scratch that one gemm call needs
+
+  // The part [m0,m1) x [n0,n1) of C, on the calling thread. An element's arithmetic depends on K
+  // and its own row and column only.
+  void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch);
+
+  void (*widenF16)(const uint16_t* x, float* y, int64_t n);
+  void (*widenBf16)(const uint16_t* x, float* y, int64_t n);
+  void (*narrowF16)(const float* x, uint16_t* y, int64_t n);
+  void (*narrowBf16)(const float* x, uint16_t* y, int64_t n);
+
+  void (*unary[kUnaryCount])(const float* x, float* y, int64_t n);
+  void (*unaryGrad[kUnaryGradCount])(const float* x, const float* dy, float* dx, int64_t n);
+  void (*binary[kBinaryCount])(const float* a, int64_t sa, const float* b, int64_t sb, float* y,
+                               int64_t n);
+  void (*affine)(const float* x, float scale, float shift, float* y, int64_t n);
+  void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
+  void (*swigluGrad)(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
+                     int64_t n);
+
+  float (*maxOf)(const float* x, int64_t n);          // -inf when empty; NaN is passed over
+  double (*sum)(const float* x, int64_t n);
+  double (*sumSquares)(const float* x, int64_t n);
+  double (*dot)(const float* a, const float* b, int64_t n);
+  double (*dot3)(const float* a, const float* b, const float* c, int64_t n);
+  // y = exp(scale * x - shift) and its sum; y may be x; without y only the sum.
+  double (*expSum)(const float* x, float scale, float shift, float* y, int64_t n);
+
+  void (*scaleMul)(const float* x, float s, const float* w, float* y, int64_t n);  // s * x * w
+  void (*axpy)(float s, const float* x, float* y, int64_t n);                       // y += s * x
+  // y = s * (w * d) + t * x + u
+  void (*normGrad)(const float* w, const float* d, float s, const float* x, float t, float u, float* y,
+                   int64_t n);
+  void (*addTo)(const float* x, double* acc, int64_t n);                            // acc += x
+  // acc += d * (s * (x - shift))
+  void (*mulAddTo)(const float* d, const float* x, float s, float shift, double* acc, int64_t n);
+  void (*normalize)(const float* x, float shift, float s, const float* w, const float* b, float* y,
+                    int64_t n);                                                     // (x - shift)*s*w + b
+  void (*softmaxGrad)(const float* y, const float* dy, float dot, float* dx, int64_t n);  // y*(dy - dot)
+  void (*logSoftmaxGrad)(const float* y, const float* dy, float sum, float* dx, int64_t n);
+  // x1' = x1*c - x2*s, x2' = x2*c + x1*s
+  void (*rotate)(const float* x1, const float* x2, const float* c, const float* s, float* y1, float* y2,
+                 int64_t n);
+  void (*adamw)(const float* g, float* p, float* m, float* v, const AdamWStep* step, int64_t n);
+  bool (*allFinite)(const float* x, int64_t n);
+};
+
+// The tables this processor can run, best first; the generic one is always there.
+int supportedIsas(const IsaTable** tables, int capacity);
+
+}  // namespace lowrank

@@ -1,0 +1,53 @@
+// AVX2 with FMA and F16C: 32-byte vectors, 6x16 register blocks.
+#if defined(__x86_64__)
+
+#include <stdint.h>
+
+#if defined(__clang__)
+#include <immintrin.h>
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+
+#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
+#define VEC_PARTIAL
+#define VEC_SQRT
+#define VEC_HALF
+
+namespace lowrank {
+
+namespace {
+constexpr int kWidth = 8;
+constexpr int kRows = 6;
+constexpr int kVecs = 2;
+constexpr const char* kIsaName = "avx2";
+
+inline __m256i firstLanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256 loadPart(const float* p, int64_t n) { return _mm256_maskload_ps(p, firstLanes(n)); }
+inline void storePart(float* p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, firstLanes(n), v); }
+inline __m256 root(__m256 x) { return _mm256_sqrt_ps(x); }
+
+typedef uint16_t halves8 __attribute__((vector_size(16)));
+inline __m256 widenHalf(halves8 h) { return _mm256_cvtph_ps((__m128i)h); }
+inline halves8 narrowHalf(__m256 x) { return (halves8)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+}  // namespace
+
+#include "simd/vec.h"
+#include "simd/rows.h"
+#include "simd/gemm.h"
+#define LOWRANK_TABLE lowrankIsaAvx2
+#include "simd/table.h"
+
+}  // namespace lowrank
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,23 @@
+// The baseline: 16-byte vectors, which every 64-bit processor has.
+#include <stdint.h>
+
+#include "isa.h"
+
+#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
+
+namespace lowrank {
+
+namespace {
+constexpr int kWidth = 4;
+constexpr int kRows = 6;
+constexpr int kVecs = 2;
+constexpr const char* kIsaName = "generic";
+}  // namespace
+
+#include "simd/vec.h"
+#include "simd/rows.h"
+#include "simd/gemm.h"
+#define LOWRANK_TABLE lowrankIsaGeneric
+#include "simd/table.h"
+
+}  // namespace lowrank

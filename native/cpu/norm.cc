@@ -1,0 +1,139 @@
+// RMS and layer norm over the last axis, and their gradients.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+
+namespace lowrank {
+
+namespace {
+
+struct Row {
+  float shift, inverse;  // y = (x - shift) * inverse * w
+};
+
+// Mean (0 for RMS norm) and 1/sqrt(variance + eps) of a row.
+template <bool Centre>
+Row statistics(const IsaTable& isa, const float* x, int64_t n, double eps) {
+  double count = static_cast<double>(n), mean = 0, square = 0;
+  if (!Centre) {
+    square = isa.sumSquares(x, n) / count;
+  } else {
+    mean = isa.sum(x, n) / count;
+    // Around the rounded mean, which is also what is subtracted; in doubles this loses nothing.
+    double shift = static_cast<float>(mean);
+    square = (isa.sumSquares(x, n) - 2 * shift * isa.sum(x, n)) / count + shift * shift;
+    square = std::max(square - (mean - shift) * (mean - shift), std::isnan(square) ? NAN : 0.0);
+  }
+  return {static_cast<float>(mean), static_cast<float>(1 / std::sqrt(square + eps))};
+}
+
+void checkRows(const Args& args, size_t w) {
+  args.expect(args[0].rank >= 1, "x with at least one axis", args[0].describe());
+  args.shaped(w, {args[0].last()});
+}
+
+void rmsNorm(const Args& args) {
+  args.counts(3, 1);
+  Floats x = floats(args, 0), w = floats(args, 1);
+  checkRows(args, 1);
+  args.sameShape(0, 2);
+  float* y = args.out(2).as<float>();
+  const IsaTable& isa = *args.context.isa;
+  int64_t n = args[0].last();
+  if (args[0].count == 0) return;
+  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+    for (int64_t r = from; r < to; r++) {
+      Row s = statistics<false>(isa, x + r * n, n, args.attrs[0]);
+      isa.scaleMul(x + r * n, s.inverse, w, y + r * n, n);
+    }
+  });
+}
+
+void layerNorm(const Args& args) {
+  args.counts(4, 1);
+  Floats x = floats(args, 0), w = floats(args, 1), b = floats(args, 2);
+  checkRows(args, 1);
+  checkRows(args, 2);
+  args.sameShape(0, 3);
+  float* y = args.out(3).as<float>();
+  const IsaTable& isa = *args.context.isa;
+  int64_t n = args[0].last();
+  if (args[0].count == 0) return;
+  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+    for (int64_t r = from; r < to; r++) {
+      Row s = statistics<true>(isa, x + r * n, n, args.attrs[0]);
+      isa.normalize(x + r * n, s.shift, s.inverse, w, b, y + r * n, n);
+    }
+  });
+}
+
+// With h = (x - mean) i, i = 1/sqrt(var + eps), g = w dy:
+//   RMS:   dx = i (g - h mean(g h))
+//   layer: dx = i (g - mean(g) - h mean(g h))
+template <bool Centre>
+void gradInput(const Args& args) {
+  args.counts(4, 1);
+  Floats x = floats(args, 0), w = floats(args, 1), dy = floats(args, 2);
+  checkRows(args, 1);
+  args.sameShape(0, 2);
+  args.sameShape(0, 3);
+  float* dx = args.out(3).as<float>();
+  const IsaTable& isa = *args.context.isa;
+  int64_t n = args[0].last();
+  if (args[0].count == 0) return;
+  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+    for (int64_t r = from; r < to; r++) {
+      const float *in = x + r * n, *d = dy + r * n;
+      Row s = statistics<Centre>(isa, in, n, args.attrs[0]);
+      double i = s.inverse, count = static_cast<double>(n);
+      double g = Centre ? isa.dot(w, d, n) / count : 0;
+      double gh = (isa.dot3(w, d, in, n) / count - g * s.shift) * i;
+      double slope = -i * i * gh;
+      isa.normGrad(w, d, s.inverse, in, static_cast<float>(slope),
+                   static_cast<float>(-i * g - slope * s.shift), dx + r * n, n);
+    }
+  });
+}
+
+// dw = sum over rows of dy (x - mean) i: statistics by row first, then sums by blocks of columns.
+template <bool Centre>
+void gradWeight(const Args& args) {
+  args.counts(3, 1);
+  Floats x = floats(args, 0), dy = floats(args, 1);
+  args.sameShape(0, 1);
+  checkRows(args, 2);
+  float* dw = args.out(2).as<float>();
+  const IsaTable& isa = *args.context.isa;
+  int64_t n = args[0].last(), rows = args[0].rows();
+  Workspace held(args.context.memory, static_cast<uint64_t>(rows) * sizeof(Row));
+  Row* stats = held.as<Row>();
+  if (n == 0) return;
+  args.context.rows(rows, n, [&](int64_t from, int64_t to, int) {
+    for (int64_t r = from; r < to; r++) stats[r] = statistics<Centre>(isa, x + r * n, n, args.attrs[0]);
+  });
+  constexpr int64_t kBlock = 64;
+  args.context.rows((n + kBlock - 1) / kBlock, kBlock * rows, [&](int64_t from, int64_t to, int) {
+    for (int64_t c = from * kBlock; c < std::min(to * kBlock, n); c += kBlock) {
+      int64_t width = std::min(kBlock, n - c);
+      double acc[kBlock] = {};
+      for (int64_t r = 0; r < rows; r++) {
+        isa.mulAddTo(dy + r * n + c, x + r * n + c, stats[r].inverse, stats[r].shift, acc, width);
+      }
+      for (int64_t j = 0; j < width; j++) dw[c + j] = static_cast<float>(acc[j]);
+    }
+  });
+}
+
+}  // namespace
+
+void registerNorm(Registry& r) {
+  r.push_back({"rmsNorm", rmsNorm});
+  r.push_back({"rmsNorm.gradInput", gradInput<false>});
+  r.push_back({"rmsNorm.gradWeight", gradWeight<false>});
+  r.push_back({"layerNorm", layerNorm});
+  r.push_back({"layerNorm.gradInput", gradInput<true>});
+  r.push_back({"layerNorm.gradWeight", gradWeight<true>});
+}
+
+}  // namespace lowrank
