@@ -118,8 +118,9 @@ export class Tokenizer {
   }
 
   /**
-   * Token ids of a text. Special tokens spelled out in the text become their ids.
-   * @throws when a piece of the text has no token and the tokenizer has none for unknown ones
+   * Token ids of a text. Special tokens spelled out in the text become their ids. As in Hugging
+   * Face's own library, a BPE with neither bytes nor an unknown token drops what it does not know.
+   * @throws when a word has no token and the tokenizer has none for unknown ones
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { ids, tokens } = this.#library.encode(text, {
@@ -181,10 +182,17 @@ export class Tokenizer {
   }
 }
 
+const KINDS = ['BPE', 'WordPiece', 'Unigram', 'WordLevel'];
+
 function makeLibrary(json: JsonObject, settings: JsonObject, place: string): Library {
-  const model = json.model as { vocab?: unknown } | undefined;
+  const model = json.model as { type?: unknown; vocab?: unknown } | undefined;
   if (typeof model !== 'object' || model === null || model.vocab === undefined) {
     throw failure(place, 'a tokenizer.json with a model and its vocab', 'none');
+  }
+  // The library would take any other kind for a list of words.
+  const { type } = model;
+  if (type !== undefined && !KINDS.includes(type as string)) {
+    throw failure(place, `a model of type ${KINDS.join(', ')}`, JSON.stringify(type));
   }
   // The library asks for these keys, but Hugging Face may leave empty ones out.
   const empty = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
