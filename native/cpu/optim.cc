@@ -1,4 +1,4 @@
-// Optimizer steps in place.
+// Optimizer steps and sums of gradients, in place.
 #include <cmath>
 
 #include "kernels.h"
@@ -51,11 +51,22 @@ void sgd(const Args& args) {
   });
 }
 
+void accumulate(const Args& args) {
+  args.counts(2, 0);
+  Floats x = floats(args, 0);
+  args.sameShape(0, 1);
+  float* y = args.out(1).as<float>();
+  auto add = args.context.isa->binary[kAdd];
+  args.context.ranges(args[0].count, Context::kGrain,
+                      [&](int64_t i, int64_t e, int) { add(y + i, 1, x + i, 1, y + i, e - i); });
+}
+
 }  // namespace
 
 void registerOptim(Registry& r) {
   r.push_back({"adamw", adamw});
   r.push_back({"sgd", sgd});
+  r.push_back({"accumulate", accumulate});
 }
 
 }  // namespace lowrank

@@ -62,7 +62,8 @@ void gGeluErf(const float* x, const float* dy, float* dx, int64_t n) {
 void gGeluTanh(const float* x, const float* dy, float* dx, int64_t n) {
   map2(x, dy, dx, n, [=](vf a, vf d) {
     vf s = vsigmoid(2.0f * geluInner(a));
-    vf inner = 2.0f * kRootTwoOverPi * (1.0f + 3.0f * kGeluCubic * a * a);
+    vf t = clamp(a, -100.0f, 100.0f);  // s (1 - s) is 0 beyond, and a^2 must not overflow
+    vf inner = 2.0f * kRootTwoOverPi * (1.0f + 3.0f * kGeluCubic * t * t);
     return d * (s + a * s * (1.0f - s) * inner);
   });
 }
