@@ -180,7 +180,10 @@ export function setTrainable(tensor: Tensor, trainable: boolean): Tensor {
   if (trainable && tensor.node === null) {
     tensor.node = new LeafNode({ shape: tensor.shape, dtype: tensor.dtype });
   }
-  if (!trainable) tensor.node = null;
+  if (!trainable) {
+    clearGradient(tensor);
+    tensor.node = null;
+  }
   tensor.storage.retag(trainable ? 'trainable' : 'frozen');
   return tensor;
 }
