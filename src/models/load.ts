@@ -1,8 +1,9 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTrainable } from '../autograd/index.js';
+import { noGrad, scope, setTrainable } from '../autograd/index.js';
 import { type Checkpoint, openCheckpoint, saveCheckpoint } from '../io/checkpoint.js';
 import type { ParameterSource } from '../nn/index.js';
+import { cast } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, nearest } from '../tensor/errors.js';
@@ -78,18 +79,34 @@ const COMPANIONS = [
   'generation_config.json',
 ];
 
-/**
- * Writes a model as a Hugging Face directory, with the tokenizer of the one it came from.
- * @param from the directory whose config.json and tokenizer files go along
- */
-export function saveModel(
-  dir: string,
-  tensors: ReadonlyMap<string, Tensor>,
-  from: string,
-  config: Json = openCheckpoint(from).config,
-): void {
-  const extraFiles = COMPANIONS.filter((f) => existsSync(join(from, f))).map(
-    (f) => [f, readFileSync(join(from, f))] as const,
+/** How {@link saveModel} writes. */
+export interface SaveModelOptions {
+  /** Tensors by the checkpoint's names. */
+  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** The contents of config.json; its `dtype` is set to the storage. */
+  readonly config: Json;
+  /** A directory whose tokenizer files go along. */
+  readonly tokenizerDir: string;
+  /** Storage of the weights, rounded to once; default that of the first tensor. */
+  readonly dtype?: 'f32' | 'f16' | 'bf16';
+}
+
+const TORCH_NAMES = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' } as const;
+
+/** Writes a model as a Hugging Face directory that transformers loads. Makes the directory. */
+export function saveModel(dir: string, options: SaveModelOptions): void {
+  const { tensors, tokenizerDir } = options;
+  const dtype = options.dtype ?? ([...tensors.values()][0]?.dtype as 'f32');
+  const extraFiles = COMPANIONS.filter((f) => existsSync(join(tokenizerDir, f))).map(
+    (f) => [f, readFileSync(join(tokenizerDir, f))] as const,
   );
-  saveCheckpoint(dir, { config, tensors, extraFiles });
+  const entries = [...tensors].map(([name, t]) => ({
+    name,
+    dtype,
+    shape: t.shape,
+    bytes: () => noGrad(() => scope(() => cast(t, dtype).bytes())),
+  }));
+  mkdirSync(dir, { recursive: true });
+  const config = { ...options.config, dtype: TORCH_NAMES[dtype] };
+  saveCheckpoint(dir, { config, tensors: entries, extraFiles });
 }

@@ -1,0 +1,76 @@
+import { existsSync, mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { jsonBytes, readJsonObject, writeDirectoryAtomic } from '../io/files.js';
+import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
+import type { AdamW } from '../optim/index.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+
+const TENSORS = 'state.safetensors';
+const COUNTS = 'state.json';
+
+/** What must be equal for a run to go on: its settings, as plain JSON. */
+export type RunSettings = Readonly<Record<string, unknown>>;
+
+/**
+ * Writes everything a run needs to go on as if it had never stopped: trained parameters, the
+ * optimizer's moments and counts, and the settings. The folder appears whole or not at all.
+ */
+export function saveTrainingState(
+  dir: string,
+  parameters: ReadonlyMap<string, Tensor>,
+  optimizer: AdamW,
+  settings: RunSettings,
+): void {
+  const tensors = new Map<string, Tensor>();
+  for (const [name, t] of parameters) tensors.set(`parameter.${name}`, t);
+  for (const [name, t] of optimizer.state()) tensors.set(`optimizer.${name}`, t);
+  const { step, updates } = optimizer;
+  mkdirSync(join(dir, '..'), { recursive: true });
+  writeDirectoryAtomic(dir, [
+    [TENSORS, safetensorsParts(tensors, { format: 'pt' })],
+    [COUNTS, [jsonBytes({ step, updates, settings })]],
+  ]);
+}
+
+/** Whether a folder holds a saved state. */
+export function hasTrainingState(dir: string): boolean {
+  return existsSync(join(dir, COUNTS));
+}
+
+/**
+ * Puts a saved state back into the parameters and the optimizer of a run of the same settings.
+ * @throws naming the setting, or the tensor, that differs; nothing is changed then
+ */
+export function loadTrainingState(
+  dir: string,
+  parameters: ReadonlyMap<string, Tensor>,
+  optimizer: AdamW,
+  settings: RunSettings,
+): void {
+  const saved = readJsonObject(join(dir, COUNTS), 'resume');
+  const file = SafetensorsFile.open(join(dir, TENSORS));
+  const before = saved.settings as Record<string, unknown>;
+  for (const key of new Set([...Object.keys(before), ...Object.keys(settings)])) {
+    const [was, is] = [JSON.stringify(before[key]), JSON.stringify(settings[key])];
+    if (was !== is) {
+      throw failure(
+        `resume ${dir}`,
+        `${key} ${was} as in the run that was saved`,
+        String(is),
+        'Give the same settings, or another output folder to start anew',
+      );
+    }
+  }
+  for (const [name, t] of parameters) {
+    const entry = file.entry(`parameter.${name}`);
+    if (entry.byteLength !== t.byteLength) {
+      throw failure(`resume ${dir}`, `${name} ${shapeText(t.shape)}`, shapeText(entry.shape));
+    }
+  }
+  for (const [name, t] of parameters) t.setBytes(file.bytes(`parameter.${name}`));
+  optimizer.restore(saved.step as number, saved.updates as number, (name) => {
+    const key = `optimizer.${name}`;
+    return file.tensors.has(key) ? file.bytes(key) : undefined;
+  });
+}
