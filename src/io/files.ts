@@ -67,11 +67,11 @@ function during(what: string, error: unknown): Error {
 }
 
 /**
- * Writes several files of one folder, all or none: each under a new name, synced to the disk, and
- * only when all are complete renamed over the old ones; then the folder is synced.
+ * Writes several files of one folder together: each under a new name, synced to the disk, and only
+ * when all are complete renamed over the old ones, one after the other; then the folder is synced.
  * @param folder must exist
  * @param files contents by plain file name
- * @throws when a piece cannot be made or written; the old files are then untouched and nothing
+ * @throws when a piece cannot be made or written; all old files are then untouched and nothing
  *   new is left behind
  */
 export function writeFilesAtomic(folder: string, files: Iterable<readonly [string, Parts]>): void {
