@@ -1,0 +1,92 @@
+import {
+  type Batch,
+  collate,
+  type DataRecord,
+  type Example,
+  packExamples,
+  type Tokenized,
+  tokenizeRecords,
+} from '../io/dataset.js';
+import { BatchSampler } from '../io/sampler.js';
+import type { Tokenizer } from '../io/tokenizer.js';
+import type { BatchSource } from './trainer.js';
+
+/** How records become batches. */
+export interface DataOptions {
+  /** The most tokens of a sequence. */
+  readonly seqLength: number;
+  /** Sequences of a micro-batch. */
+  readonly batchSize: number;
+  /** Micro-batches of a step. Default 1. */
+  readonly accumulation?: number;
+  readonly seed: number;
+}
+
+/** Examples ready for training, and the batches they make. */
+export interface TrainingData extends BatchSource {
+  readonly examples: readonly Example[];
+  /** What the tokenizer made of the records; its counts say what was cut. */
+  readonly tokenized: Tokenized;
+  /** Steps of one pass over the examples. */
+  readonly stepsPerEpoch: number;
+}
+
+const NO_PADDING_ID = 0;
+
+/**
+ * The examples of some records. Plain texts are cut into full sequences of `seqLength` tokens end to
+ * end (sequence packing); prompts with completions stay one a row.
+ */
+export function makeExamples(
+  records: readonly DataRecord[],
+  tokenizer: Tokenizer,
+  seqLength: number,
+): { examples: Example[]; tokenized: Tokenized } {
+  const packed = records.every((r) => r.kind === 'text');
+  const longest = packed ? Number.MAX_SAFE_INTEGER : seqLength;
+  const tokenized = tokenizeRecords(records, tokenizer, {
+    maxLength: longest,
+    eosId: tokenizer.eosId,
+    bosId: tokenizer.addsBos ? tokenizer.bosId : null,
+  });
+  const { examples } = tokenized;
+  return { examples: packed ? packExamples(examples, seqLength).examples : examples, tokenized };
+}
+
+/** Shuffled batches over records, each found from its number alone. */
+export function trainingData(
+  records: readonly DataRecord[],
+  tokenizer: Tokenizer,
+  options: DataOptions,
+): TrainingData {
+  const { seqLength, batchSize, accumulation = 1, seed } = options;
+  const { examples, tokenized } = makeExamples(records, tokenizer, seqLength);
+  const sampler = new BatchSampler(examples.length, { batchSize, seed });
+  const padId = tokenizer.padId ?? NO_PADDING_ID;
+  return {
+    examples,
+    tokenized,
+    stepsPerEpoch: Math.ceil(sampler.batchesPerEpoch / accumulation),
+    batch(step, micro) {
+      const rows = sampler.at(step * accumulation + micro);
+      return collate(
+        Array.from(rows, (i) => examples[i] as Example),
+        padId,
+      );
+    },
+  };
+}
+
+/** Every example of some records once, in batches of like lengths. */
+export function* evaluationBatches(
+  records: readonly DataRecord[],
+  tokenizer: Tokenizer,
+  seqLength: number,
+  batchSize: number,
+): Generator<Batch> {
+  const { examples } = makeExamples(records, tokenizer, seqLength);
+  examples.sort((a, b) => a.ids.length - b.ids.length);
+  for (let from = 0; from < examples.length; from += batchSize) {
+    yield collate(examples.slice(from, from + batchSize), tokenizer.padId ?? NO_PADDING_ID);
+  }
+}
