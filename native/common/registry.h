@@ -50,6 +50,12 @@ struct Context {
   static constexpr int64_t kGrain = 16384;
 };
 
+// Throws unless `ok`; the texts are made only then.
+#define EXPECT(args, ok, expected, received) \
+  do {                                       \
+    if (!(ok)) fail((args).kernel, expected, received); \
+  } while (false)
+
 struct Args {
   const char* kernel;
   Context& context;
@@ -58,9 +64,6 @@ struct Args {
   const double* attrs;
   size_t attrCount;
 
-  void expect(bool ok, const std::string& expected, const std::string& received) const {
-    if (!ok) fail(kernel, expected, received);
-  }
   // Exactly these numbers of tensors and attributes.
   void counts(size_t wantTensors, size_t wantAttrs) const;
   void atLeast(size_t wantTensors, size_t wantAttrs) const;

@@ -30,7 +30,7 @@ Shape check(const Args& args, size_t inputs) {
   bool masked = args.integer(0, 0, 1) != 0;
   (void)inputs;
   const View &q = args[0], &k = args[1], &v = args[2];
-  args.expect(q.rank == 4 && k.rank == 4 && v.rank == 4, "q, k and v of four axes",
+  EXPECT(args, q.rank == 4 && k.rank == 4 && v.rank == 4, "q, k and v of four axes",
               q.describe() + ", " + k.describe() + " and " + v.describe());
   Shape s = {};
   s.b = q.dims[0];
@@ -39,13 +39,13 @@ Shape check(const Args& args, size_t inputs) {
   s.d = q.dims[3];
   s.s = k.dims[1];
   s.g = k.dims[2];
-  args.expect(s.g > 0 ? s.h % s.g == 0 : s.h == 0, "query heads a multiple of key heads",
+  EXPECT(args, s.g > 0 ? s.h % s.g == 0 : s.h == 0, "query heads a multiple of key heads",
               std::to_string(s.h) + " and " + std::to_string(s.g));
   args.shaped(1, {s.b, s.s, s.g, s.d});
   args.shaped(2, {s.b, s.s, s.g, s.d});
   if (masked) {
     args.shaped(3, {s.b, s.s});
-    args.expect(args[3].dtype == DType::u8 || args[3].dtype == DType::boolean, "a mask of u8", args[3].describe());
+    EXPECT(args, args[3].dtype == DType::u8 || args[3].dtype == DType::boolean, "a mask of u8", args[3].describe());
     s.mask = args[3].as<uint8_t>();
   }
   s.causal = args.integer(1, 0, 1) != 0;

@@ -14,7 +14,7 @@ void dropout(const Args& args) {
   args.sameShape(0, 1);
   float* y = args.out(1).as<float>();
   double p = args.attrs[0];
-  args.expect(p >= 0 && p <= 1, "a probability from 0 to 1", std::to_string(p));
+  EXPECT(args, p >= 0 && p <= 1, "a probability from 0 to 1", std::to_string(p));
   uint64_t seed = static_cast<uint64_t>(args.integer(1, 0, int64_t{1} << 53));
   uint32_t stream = static_cast<uint32_t>(args.integer(2, 0, UINT32_MAX));
   uint32_t step = static_cast<uint32_t>(args.integer(3, 0, UINT32_MAX));

@@ -14,11 +14,11 @@ struct Plan {
 void broadcastStrides(const Args& args, size_t i, const View& y, int64_t* strides) {
   const View& x = args[i];
   int64_t step = 1;
-  args.expect(x.rank <= y.rank, "tensor " + std::to_string(i) + " to broadcast to " + y.describe(),
+  EXPECT(args, x.rank <= y.rank, "tensor " + std::to_string(i) + " to broadcast to " + y.describe(),
               x.describe());
   for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
     int64_t size = s >= 0 ? x.dims[s] : 1;
-    args.expect(size == y.dims[d] || size == 1,
+    EXPECT(args, size == y.dims[d] || size == 1,
                 "tensor " + std::to_string(i) + " to broadcast to " + y.describe(), x.describe());
     strides[d] = size == 1 ? 0 : step;
     step *= size;

@@ -10,7 +10,7 @@ namespace {
 
 void checkIds(const Args& args, const int32_t* ids, int64_t n, int64_t vocabulary) {
   for (int64_t i = 0; i < n; i++) {
-    args.expect(ids[i] >= 0 && ids[i] < vocabulary, "ids from 0 to " + std::to_string(vocabulary - 1),
+    EXPECT(args, ids[i] >= 0 && ids[i] < vocabulary, "ids from 0 to " + std::to_string(vocabulary - 1),
                 std::to_string(ids[i]) + " at " + std::to_string(i));
   }
 }
@@ -18,17 +18,17 @@ void checkIds(const Args& args, const int32_t* ids, int64_t n, int64_t vocabular
 // `rows` is shaped as ids with C behind.
 void checkRows(const Args& args, size_t ids, size_t rows, int64_t c) {
   View want = args[ids];
-  args.expect(want.rank < kMaxRank, "ids of fewer axes", want.describe());
+  EXPECT(args, want.rank < kMaxRank, "ids of fewer axes", want.describe());
   want.dtype = args[rows].dtype;
   want.dims[want.rank++] = c;
-  args.expect(want.sameShape(args[rows]), "tensor " + std::to_string(rows) + " as " + want.describe(),
+  EXPECT(args, want.sameShape(args[rows]), "tensor " + std::to_string(rows) + " as " + want.describe(),
               args[rows].describe());
 }
 
 void embedding(const Args& args) {
   args.counts(3, 0);
   const View& table = args[0];
-  args.expect(isFloat(table.dtype) && table.rank == 2, "a table [V, C] of f32, f16 or bf16", table.describe());
+  EXPECT(args, isFloat(table.dtype) && table.rank == 2, "a table [V, C] of f32, f16 or bf16", table.describe());
   int64_t v = table.dims[0], c = table.dims[1], n = args[1].count;
   const int32_t* ids = args.typed(1, DType::i32).as<int32_t>();
   checkIds(args, ids, n, v);
@@ -52,7 +52,7 @@ void embedding(const Args& args) {
 void embeddingGrad(const Args& args) {
   args.counts(3, 0);
   const View& table = args[2];
-  args.expect(table.rank == 2, "a table gradient [V, C]", table.describe());
+  EXPECT(args, table.rank == 2, "a table gradient [V, C]", table.describe());
   int64_t v = table.dims[0], c = table.dims[1], n = args[0].count;
   const int32_t* ids = args.typed(0, DType::i32).as<int32_t>();
   checkIds(args, ids, n, v);

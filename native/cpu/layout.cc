@@ -88,7 +88,7 @@ void copyStrided(Context& context, char* to, const int64_t* toStrides, const cha
 namespace {
 
 void sameDType(const Args& args, size_t i, size_t j) {
-  args.expect(args[i].dtype == args[j].dtype, std::string("one dtype, ") + dtypeName(args[i].dtype), args[j].describe());
+  EXPECT(args, args[i].dtype == args[j].dtype, std::string("one dtype, ") + dtypeName(args[i].dtype), args[j].describe());
 }
 
 void permute(const Args& args) {
@@ -99,10 +99,10 @@ void permute(const Args& args) {
   int64_t from[kMaxRank], strides[kMaxRank], to[kMaxRank];
   bool used[kMaxRank] = {};
   rowMajor(x, from);
-  args.expect(y.rank == x.rank, "an output of as many axes", y.describe());
+  EXPECT(args, y.rank == x.rank, "an output of as many axes", y.describe());
   for (int d = 0; d < x.rank; d++) {
     int axis = args.axis(static_cast<size_t>(d), x.rank);
-    args.expect(!used[axis] && y.dims[d] == x.dims[axis], "each axis once, and an output of the permuted shape",
+    EXPECT(args, !used[axis] && y.dims[d] == x.dims[axis], "each axis once, and an output of the permuted shape",
                 x.describe() + " to " + y.describe());
     used[axis] = true;
     strides[d] = from[axis];
@@ -115,11 +115,11 @@ void permute(const Args& args) {
 int64_t partOffset(const Args& args, const View& whole, const View& part, const int64_t* strides) {
   args.counts(2, static_cast<size_t>(whole.rank));
   sameDType(args, 0, 1);
-  args.expect(part.rank == whole.rank, "a part of as many axes as " + whole.describe(), part.describe());
+  EXPECT(args, part.rank == whole.rank, "a part of as many axes as " + whole.describe(), part.describe());
   int64_t at = 0;
   for (int d = 0; d < whole.rank; d++) {
     int64_t start = args.integer(static_cast<size_t>(d), 0, whole.dims[d]);
-    args.expect(part.dims[d] <= whole.dims[d] - start, "a part that lies within " + whole.describe(),
+    EXPECT(args, part.dims[d] <= whole.dims[d] - start, "a part that lies within " + whole.describe(),
                 part.describe() + " from " + std::to_string(start) + " on axis " + std::to_string(d));
     at += start * strides[d];
   }
@@ -175,9 +175,9 @@ void concat(const Args& args) {
       const View& x = args[i];
       if (pass == 0) {
         sameDType(args, last, i);
-        args.expect(x.rank == y.rank, "inputs of as many axes as " + y.describe(), x.describe());
+        EXPECT(args, x.rank == y.rank, "inputs of as many axes as " + y.describe(), x.describe());
         for (int d = 0; d < y.rank; d++) {
-          args.expect(d == axis || x.dims[d] == y.dims[d], "an input that fits " + y.describe(), x.describe());
+          EXPECT(args, d == axis || x.dims[d] == y.dims[d], "an input that fits " + y.describe(), x.describe());
         }
       } else {
         rowMajor(x, from);
@@ -186,7 +186,7 @@ void concat(const Args& args) {
       }
       at += x.dims[axis];
     }
-    args.expect(at == y.dims[axis], "an output of " + std::to_string(at) + " along the axis", y.describe());
+    EXPECT(args, at == y.dims[axis], "an output of " + std::to_string(at) + " along the axis", y.describe());
   }
 }
 
@@ -194,12 +194,12 @@ void broadcast(const Args& args) {
   args.counts(2, 0);
   const View &x = args[0], &y = args.writable(1);
   sameDType(args, 0, 1);
-  args.expect(x.rank <= y.rank, "an output of at least as many axes", y.describe());
+  EXPECT(args, x.rank <= y.rank, "an output of at least as many axes", y.describe());
   int64_t from[kMaxRank], to[kMaxRank], step = 1;
   rowMajor(y, to);
   for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
     int64_t n = s >= 0 ? x.dims[s] : 1;
-    args.expect(n == 1 || n == y.dims[d], "an input that broadcasts to " + y.describe(), x.describe());
+    EXPECT(args, n == 1 || n == y.dims[d], "an input that broadcasts to " + y.describe(), x.describe());
     from[d] = n == 1 ? 0 : step;
     step *= n;
   }
@@ -210,7 +210,7 @@ void copy(const Args& args) {
   args.counts(2, 0);
   const View &x = args[0], &y = args.writable(1);
   sameDType(args, 0, 1);
-  args.expect(x.count == y.count, std::to_string(x.count) + " elements", y.describe());
+  EXPECT(args, x.count == y.count, std::to_string(x.count) + " elements", y.describe());
   args.context.ranges(static_cast<int64_t>(x.bytes()), Context::kGrain * 4, [&](int64_t i, int64_t e, int) {
     std::memmove(y.data + i, x.data + i, static_cast<size_t>(e - i));
   });

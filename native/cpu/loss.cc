@@ -16,7 +16,7 @@ struct Loss {
 
 Loss check(const Args& args, size_t labels, size_t perRow) {
   const View& logits = args[0];
-  args.expect(logits.rank == 2, "logits [N, V]", logits.describe());
+  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
   Loss l = {};
   l.n = logits.dims[0];
   l.v = logits.dims[1];
@@ -25,9 +25,9 @@ Loss check(const Args& args, size_t labels, size_t perRow) {
   l.labels = args.typed(labels, DType::i32).as<int32_t>();
   l.ignore = args.integer(0, INT32_MIN, INT32_MAX);
   l.smoothing = args.attrs[1];
-  args.expect(l.smoothing >= 0 && l.smoothing <= 1, "smoothing from 0 to 1", std::to_string(l.smoothing));
+  EXPECT(args, l.smoothing >= 0 && l.smoothing <= 1, "smoothing from 0 to 1", std::to_string(l.smoothing));
   for (int64_t i = 0; i < l.n; i++) {
-    args.expect(l.labels[i] == l.ignore || (l.labels[i] >= 0 && l.labels[i] < l.v),
+    EXPECT(args, l.labels[i] == l.ignore || (l.labels[i] >= 0 && l.labels[i] < l.v),
                 "labels below " + std::to_string(l.v) + " or the ignored one, " + std::to_string(l.ignore),
                 std::to_string(l.labels[i]) + " at row " + std::to_string(i));
   }

@@ -85,10 +85,10 @@ std::vector<int64_t> batchOffsets(const Args& args, size_t i) {
   const View &x = args[i], &y = args[2];
   int64_t strides[kMaxRank] = {}, step = x.dims[x.rank - 1] * x.dims[x.rank - 2];
   int axes = y.rank - 2, own = x.rank - 2;
-  args.expect(own <= axes, "tensor " + std::to_string(i) + " with at most the axes of " + y.describe(), x.describe());
+  EXPECT(args, own <= axes, "tensor " + std::to_string(i) + " with at most the axes of " + y.describe(), x.describe());
   for (int d = axes - 1, s = own - 1; d >= 0; d--, s--) {
     int64_t size = s >= 0 ? x.dims[s] : 1;
-    args.expect(size == 1 || size == y.dims[d], "batch axes that broadcast to " + y.describe(), x.describe());
+    EXPECT(args, size == 1 || size == y.dims[d], "batch axes that broadcast to " + y.describe(), x.describe());
     strides[d] = size == 1 ? 0 : step;
     step *= size;
   }
@@ -109,13 +109,13 @@ void matmul(const Args& args) {
   args.counts(3, 4);
   const View &a = args[0], &b = args[1], &y = args.out(2);
   bool ta = args.integer(0, 0, 1) != 0, tb = args.integer(1, 0, 1) != 0;
-  args.expect(isFloat(a.dtype) && isFloat(b.dtype), "factors of f32, f16 or bf16",
+  EXPECT(args, isFloat(a.dtype) && isFloat(b.dtype), "factors of f32, f16 or bf16",
               a.describe() + " and " + b.describe());
-  args.expect(a.rank >= 2 && b.rank >= 2 && y.rank >= 2, "matrices", a.describe() + ", " + b.describe() + " and " + y.describe());
+  EXPECT(args, a.rank >= 2 && b.rank >= 2 && y.rank >= 2, "matrices", a.describe() + ", " + b.describe() + " and " + y.describe());
   int64_t m = a.dim(ta ? -1 : -2), k = a.dim(ta ? -2 : -1), n = b.dim(tb ? -2 : -1);
-  args.expect(b.dim(tb ? -1 : -2) == k, "[.., " + std::to_string(k) + "] to meet [" + std::to_string(k) + ", ..]",
+  EXPECT(args, b.dim(tb ? -1 : -2) == k, "[.., " + std::to_string(k) + "] to meet [" + std::to_string(k) + ", ..]",
               a.describe() + " and " + b.describe());
-  args.expect(y.dim(-2) == m && y.dim(-1) == n, "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]",
+  EXPECT(args, y.dim(-2) == m && y.dim(-1) == n, "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]",
               y.describe());
   std::vector<int64_t> aOffsets = batchOffsets(args, 0), bOffsets = batchOffsets(args, 1);
   GemmTask g = {};
@@ -142,17 +142,17 @@ void matmul(const Args& args) {
 }
 
 void linear(const Args& args) {
-  args.expect(args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
+  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
   args.counts(args.count, 0);
   bool biased = args.count == 4;
   const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
-  args.expect(isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
+  EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
               x.describe() + " and " + w.describe());
-  args.expect(x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
+  EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
               x.describe() + ", " + w.describe() + " and " + y.describe());
   int64_t k = x.last(), n = w.dims[0], m = x.rows();
-  args.expect(w.dims[1] == k, "a weight of [O, " + std::to_string(k) + "]", w.describe());
-  args.expect(y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]", y.describe());
+  EXPECT(args, w.dims[1] == k, "a weight of [O, " + std::to_string(k) + "]", w.describe());
+  EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]", y.describe());
   if (biased) args.shaped(2, {n});
   Floats bias = biased ? floats(args, 2) : Floats(nullptr);
   GemmTask g = {k, x.data, static_cast<int>(x.dtype), k, 1, w.data, static_cast<int>(w.dtype), 1, k,

@@ -29,7 +29,7 @@ Row statistics(const IsaTable& isa, const float* x, int64_t n, double eps) {
 }
 
 void checkRows(const Args& args, size_t w) {
-  args.expect(args[0].rank >= 1, "x with at least one axis", args[0].describe());
+  EXPECT(args, args[0].rank >= 1, "x with at least one axis", args[0].describe());
   args.shaped(w, {args[0].last()});
 }
 

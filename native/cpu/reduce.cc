@@ -95,12 +95,12 @@ void sumColumns(const Args& args, const Groups& g, const float* x, float* y, int
 
 void sum(const Args& args) {
   args.atLeast(2, 0);
-  args.expect(args.count == 2, "2 tensors", std::to_string(args.count));
+  EXPECT(args, args.count == 2, "2 tensors", std::to_string(args.count));
   const View& x = args[0];
   bool reduce[kMaxRank] = {};
   for (size_t i = 0; i < args.attrCount; i++) {
     int axis = args.axis(i, x.rank);
-    args.expect(!reduce[axis], "each axis once", "axis " + std::to_string(axis) + " twice");
+    EXPECT(args, !reduce[axis], "each axis once", "axis " + std::to_string(axis) + " twice");
     reduce[axis] = true;
   }
   Floats in = floats(args, 0);
@@ -109,7 +109,7 @@ void sum(const Args& args) {
   for (int d = 0; d < x.rank; d++) {
     if (!reduce[d]) want.dims[want.rank++] = x.dims[d];
   }
-  args.expect(want.sameShape(args[1]), "an output as " + want.describe(), args[1].describe());
+  EXPECT(args, want.sameShape(args[1]), "an output as " + want.describe(), args[1].describe());
   float* y = args.out(1).as<float>();
   if (args[1].count == 0) return;
   if (x.count == 0) {
@@ -136,15 +136,15 @@ Axis axisOf(const Args& args, size_t full, size_t reducedTensor) {
   for (int d = 0; d < x.rank; d++) {
     if (d != axis) want.dims[want.rank++] = x.dims[d];
   }
-  args.expect(want.sameShape(args[reducedTensor]), "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
+  EXPECT(args, want.sameShape(args[reducedTensor]), "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
               args[reducedTensor].describe());
   return {x.product(0, axis), x.dims[axis], x.product(axis + 1, x.rank)};
 }
 
 // The first largest; the first NaN is larger than everything.
 void largest(const Args& args, const float* x, const Axis& a, float* y, int32_t* index) {
-  args.expect(a.n > 0, "an axis with elements", args[0].describe());
-  args.expect(a.n <= INT32_MAX, "an axis whose places fit i32", args[0].describe());
+  EXPECT(args, a.n > 0, "an axis with elements", args[0].describe());
+  EXPECT(args, a.n <= INT32_MAX, "an axis whose places fit i32", args[0].describe());
   args.context.rows(a.outer * a.inner, a.n, [&](int64_t from, int64_t to, int) {
     for (int64_t o = from; o < to; o++) {
       const float* at = x + o / a.inner * a.n * a.inner + o % a.inner;
@@ -190,7 +190,7 @@ void maxGrad(const Args& args) {
   float* dx = args.out(2).as<float>();
   int64_t n = args[0].count;
   for (int64_t o = 0; o < n; o++) {
-    args.expect(index[o] >= 0 && index[o] < a.n, "an index below " + std::to_string(a.n),
+    EXPECT(args, index[o] >= 0 && index[o] < a.n, "an index below " + std::to_string(a.n),
                 std::to_string(index[o]));
   }
   std::fill(dx, dx + args[2].count, 0.0f);
@@ -204,7 +204,7 @@ void sumSquares(const Args& args) {
   args.counts(2, 0);
   Floats x = floats(args, 0);
   const View& y = args.out(1);
-  args.expect(y.count == 1, "an output of one element", y.describe());
+  EXPECT(args, y.count == 1, "an output of one element", y.describe());
   int64_t n = args[0].count, blocks = (n + Context::kGrain - 1) / Context::kGrain;
   Workspace held(args.context.memory, static_cast<uint64_t>(blocks) * sizeof(double));
   double* part = held.as<double>();

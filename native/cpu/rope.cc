@@ -22,12 +22,12 @@ void angles(int32_t position, const float* invFreq, int64_t half, double sign, d
 void rope(const Args& args) {
   args.counts(4, 2);
   const View& shape = args[0];
-  args.expect(shape.rank == 4, "x [B, T, H, D]", shape.describe());
+  EXPECT(args, shape.rank == 4, "x [B, T, H, D]", shape.describe());
   int64_t b = shape.dims[0], t = shape.dims[1], h = shape.dims[2], d = shape.dims[3];
   Floats x = floats(args, 0), invFreq = floats(args, 2);
   args.shaped(1, {b, t});
   const int32_t* positions = args.typed(1, DType::i32).as<int32_t>();
-  args.expect(args[2].rank == 1 && 2 * args[2].count <= d, "inverse frequencies for at most D/2 pairs",
+  EXPECT(args, args[2].rank == 1 && 2 * args[2].count <= d, "inverse frequencies for at most D/2 pairs",
               args[2].describe());
   args.sameShape(0, 3);
   float* y = args.out(3).as<float>();

@@ -51,76 +51,93 @@ VEC_INLINE void transpose(vf* v) {
   }
 }
 
-// dst[p * width + i] = src[i * step + p * depthStep] for i < count, zeros for count <= i < width.
+// One panel whose lines run along the depth: dst[p * width + i] = src[i * step + p] for i < count,
+// zeros for count <= i < width.
 template <class T>
-static void packPanel(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t width,
-                      int64_t depth, float* dst) {
-  if (depthStep == 1) {
-    for (int64_t g = 0; g < width; g += kWidth) {
-      int64_t filled = count - g < kWidth ? (count - g > 0 ? count - g : 0) : kWidth;
-      int64_t kept = width - g < kWidth ? width - g : kWidth;
-      for (int64_t p = 0; p < depth; p += kWidth) {
-        int64_t deep = depth - p < kWidth ? depth - p : kWidth;
-        vf v[kWidth];
-        const T* from = src + g * step + p;
-        if (deep == kWidth && filled == kWidth) {
+static void packLines(const T* src, int64_t step, int64_t count, int64_t width, int64_t depth, float* dst) {
+  for (int64_t g = 0; g < width; g += kWidth) {
+    int64_t filled = count - g < kWidth ? (count - g > 0 ? count - g : 0) : kWidth;
+    int64_t kept = width - g < kWidth ? width - g : kWidth;
+    for (int64_t p = 0; p < depth; p += kWidth) {
+      int64_t deep = depth - p < kWidth ? depth - p : kWidth;
+      vf v[kWidth];
+      const T* from = src + g * step + p;
+      if (deep == kWidth && filled == kWidth) {
 #pragma GCC unroll 16
-          for (int i = 0; i < kWidth; i++) v[i] = loadAs(from + i * step);
-        } else {
-          for (int i = 0; i < kWidth; i++) {
-            v[i] = i >= filled ? splat(0.0f) : deep == kWidth ? loadAs(from + i * step) : partAs(from + i * step, deep);
-          }
-        }
-        transpose(v);
-        float* to = dst + p * width + g;
-        if (kept == kWidth && deep == kWidth) {
-#pragma GCC unroll 16
-          for (int i = 0; i < kWidth; i++) store(to + i * width, v[i]);
-        } else {
-          for (int64_t i = 0; i < deep; i++) {
-            if (kept == kWidth) {
-              store(to + i * width, v[i]);
-            } else {
-              storePart(to + i * width, v[i], kept);
-            }
-          }
+        for (int i = 0; i < kWidth; i++) v[i] = loadAs(from + i * step);
+      } else {
+        for (int i = 0; i < kWidth; i++) {
+          v[i] = i >= filled      ? splat(0.0f)
+                 : deep == kWidth ? loadAs(from + i * step)
+                                  : partAs(from + i * step, deep);
         }
       }
-    }
-    return;
-  }
-  for (int64_t p = 0; p < depth; p++) {
-    const T* from = src + p * depthStep;
-    float* to = dst + p * width;
-    for (int64_t g = 0; g < width; g += kWidth) {
-      int64_t filled = count - g;
-      vf v = {};
-      if (step == 1) {
-        if (filled >= kWidth) {
-          v = loadAs(from + g);
-        } else if (filled > 0) {
-          v = partAs(from + g, filled);
-        }
+      transpose(v);
+      float* to = dst + p * width + g;
+      if (kept == kWidth && deep == kWidth) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; i++) store(to + i * width, v[i]);
+      } else if (kept == kWidth) {
+        for (int64_t i = 0; i < deep; i++) store(to + i * width, v[i]);
       } else {
-        for (int64_t i = 0; i < kWidth && i < filled; i++) v[i] = partAs(from + (g + i) * step, 1)[0];
-      }
-      if (width - g >= kWidth) {
-        store(to + g, v);
-      } else {
-        storePart(to + g, v, width - g);
+        for (int64_t i = 0; i < deep; i++) storePart(to + i * width, v[i], kept);
       }
     }
   }
 }
 
-static void packAny(const void* src, int type, int64_t offset, int64_t step, int64_t depthStep, int64_t count,
-                    int64_t width, int64_t depth, float* dst) {
+// All panels at once where a line runs across them (step 1), so that memory is read in order; the
+// last panel may be narrower. For other steps the elements are picked one by one.
+template <class T>
+static void packAcross(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t panel,
+                       int64_t lastPanel, int64_t depth, float* dst) {
+  for (int64_t p = 0; p < depth; p++) {
+    const T* from = src + p * depthStep;
+    float* panels = dst;
+    for (int64_t at = 0; at < count; at += panel) {
+      int64_t have = count - at < panel ? count - at : panel;
+      int64_t width = have < panel ? lastPanel : panel;
+      float* to = panels + p * width;
+      panels += panel * depth;
+      for (int64_t g = 0; g < width; g += kWidth) {
+        int64_t filled = have - g;
+        vf v = {};
+        if (step != 1) {
+          for (int64_t i = 0; i < kWidth && i < filled; i++) v[i] = partAs(from + (at + g + i) * step, 1)[0];
+        } else if (filled >= kWidth) {
+          v = loadAs(from + at + g);
+        } else if (filled > 0) {
+          v = partAs(from + at + g, filled);
+        }
+        if (width - g >= kWidth) {
+          store(to + g, v);
+        } else {
+          storePart(to + g, v, width - g);
+        }
+      }
+    }
+  }
+}
+
+// Rows (or columns) [0, count) as panels of `panel`, the last one of `lastPanel` if it is not full.
+template <class T>
+static void packPanels(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t panel,
+                       int64_t lastPanel, int64_t depth, float* dst) {
+  if (depthStep != 1) return packAcross(src, step, depthStep, count, panel, lastPanel, depth, dst);
+  for (int64_t at = 0; at < count; at += panel) {
+    int64_t have = count - at < panel ? count - at : panel;
+    packLines(src + at * step, step, have, have < panel ? lastPanel : panel, depth, dst + at * depth);
+  }
+}
+
+static void pack(const void* src, int type, int64_t offset, int64_t step, int64_t depthStep, int64_t count,
+                 int64_t panel, int64_t lastPanel, int64_t depth, float* dst) {
   if (type == 1) {
-    packPanel((const Half*)src + offset, step, depthStep, count, width, depth, dst);
+    packPanels((const Half*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
   } else if (type == 2) {
-    packPanel((const Brain*)src + offset, step, depthStep, count, width, depth, dst);
+    packPanels((const Brain*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
   } else {
-    packPanel((const float*)src + offset, step, depthStep, count, width, depth, dst);
+    packPanels((const float*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
   }
 }
 
@@ -217,11 +234,8 @@ static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t
   Update u = {t->alpha, p0 > 0 || t->accumulate, nullptr};
   for (int64_t mb = m0; mb < m1; mb += kRowBlock) {
     int64_t me = mb + kRowBlock < m1 ? mb + kRowBlock : m1;
-    for (int64_t i = mb; i < me; i += kRows) {
-      int64_t rows = me - i < kRows ? me - i : kRows;
-      packAny(t->a, t->aType, i * t->aRow + p0 * t->aCol, t->aRow, t->aCol, rows, blockRows(rows), depth,
-              aPack + (i - mb) * depth);
-    }
+    pack(t->a, t->aType, mb * t->aRow + p0 * t->aCol, t->aRow, t->aCol, me - mb, kRows,
+         blockRows((me - mb) % kRows), depth, aPack);
     for (int64_t j = n0; j < n1; j += kCols) {
       int64_t cols = n1 - j < kCols ? n1 - j : kCols;
       bool narrow = kVecs > 1 && cols <= kWidth;
@@ -260,12 +274,12 @@ static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t 
     int64_t ne = nb + kColBlock < n1 ? nb + kColBlock : n1;
     for (int64_t p0 = 0; p0 < t->k; p0 += step) {
       int64_t depth = t->k - p0 < step ? t->k - p0 : step;
-      for (int64_t j = nb; j < ne; j += kCols) {
-        int64_t cols = ne - j < kCols ? ne - j : kCols;
-        int64_t panel = kVecs > 1 && cols <= kWidth ? kWidth : kCols;
-        if (inPlace && cols == panel) continue;
-        packAny(t->b, t->bType, p0 * t->bRow + j * t->bCol, t->bCol, t->bRow, cols, panel, depth,
-                bPack + (j - nb) * depth);
+      int64_t rest = (ne - nb) % kCols, from = inPlace ? ne - rest : nb;
+      bool narrow = kVecs > 1 && rest <= kWidth;
+      if (inPlace && rest == kWidth) from = ne;
+      if (from < ne) {
+        pack(t->b, t->bType, p0 * t->bRow + from * t->bCol, t->bCol, t->bRow, ne - from, kCols,
+             narrow ? kWidth : kCols, depth, bPack + (from - nb) * depth);
       }
       sweep(t, m0, m1, nb, ne, p0, depth, aPack, bPack, inPlace);
     }
