@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { type DType, isFloat } from '../src/tensor/dtype.js';
-import { candidates, onEachBackend, onNative, reference } from './backends.js';
+import { candidates, native, onEachBackend, onNative, reference } from './backends.js';
 import {
   type Case,
   dtypesOf,
@@ -18,7 +18,6 @@ import {
   table,
 } from './op-cases.js';
 import { LARGE_CASES } from './op-cases-large.js';
-import { skipUnless } from './support.js';
 
 /** f32 results against f64: this share of the largest value, unless an op says otherwise. */
 const RTOL = 1e-5;
@@ -230,28 +229,14 @@ onNative(test, 'larger shapes: 1, 2 and 3 threads give the same bits', (backend)
   }
 });
 
-const isas = candidates.flatMap(({ backend }) =>
-  backend && 'info' in backend ? (backend.info as () => { isas: string[] })().isas : [],
-);
-for (const isa of ['generic', 'avx2', 'avx512', 'avx512bf16', 'neon']) {
-  const here = isas.includes(isa);
-  const register = here
-    ? (body: (backend: Parameters<Parameters<typeof onNative>[2]>[0]) => void) =>
-        onNative(test, `every op on ${isa}`, body)
-    : () =>
-        skipUnless(
-          test,
-          false,
-          `this build and processor have ${isas.join(', ') || 'no addon'}`,
-        )(`every op on ${isa}`, () => {});
-  register((backend) => {
+for (const isa of native?.info().isas ?? ['each instruction set']) {
+  onNative(test, `every op on ${isa}`, (backend) => {
     const { isa: before } = backend.info();
     try {
       backend.setIsa(isa);
-      for (const { cases } of ops) {
-        for (const c of cases) {
-          for (const dtypes of [dtypesOf(c, 'f32'), ...halfDTypes(c)]) check(c, backend, dtypes);
-        }
+      assert.is(backend.info().isa, isa);
+      for (const c of ops.flatMap((o) => o.cases)) {
+        for (const dtypes of [dtypesOf(c, 'f32'), ...halfDTypes(c)]) check(c, backend, dtypes);
       }
       for (const c of LARGE_CASES) check(c, backend, dtypesOf(c, 'f32'));
     } finally {

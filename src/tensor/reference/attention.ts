@@ -3,9 +3,10 @@ import type { Call, Floats, Kernels } from './call.js';
 
 /** Sizes, settings and inputs of an attention, checked. q [B,T,H,D], k and v [B,S,G,D]. */
 function inputs(call: Call) {
-  const hasMask = call.attr(0) !== 0;
-  const causal = call.attr(1) !== 0;
-  const [scale, window, keyLength] = [call.attr(2), call.attr(3), call.attr(4)];
+  const hasMask = call.flag(0);
+  const causal = call.flag(1);
+  const scale = call.attr(2);
+  const window = call.integer(3, 0, 2 ** 31 - 1);
   const sq = call.shape(0);
   const sk = call.shape(1);
   if (sq.length !== 4 || sk.length !== 4) {
@@ -18,9 +19,7 @@ function inputs(call: Call) {
   if (H > 0 && (G === 0 || H % G !== 0)) {
     throw call.error('heads that are a multiple of the key heads', `${H} and ${G}`);
   }
-  if (!Number.isInteger(keyLength) || keyLength < -1 || keyLength > S) {
-    throw call.error(`keyLength of −1…${S}`, String(keyLength));
-  }
+  const keyLength = call.integer(4, -1, S);
   if (hasMask) call.expectShape(3, [B, S]);
   const mask = hasMask ? call.mask(3) : null;
   const L = keyLength < 0 ? S : keyLength;

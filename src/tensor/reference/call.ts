@@ -78,6 +78,20 @@ export class Call {
     return attr;
   }
 
+  /** A whole attribute of low … high. */
+  integer(i: number, low: number, high: number): number {
+    const value = this.attr(i);
+    if (!Number.isInteger(value) || value < low || value > high) {
+      throw this.error(`attribute ${i} to be an integer from ${low} to ${high}`, String(value));
+    }
+    return value;
+  }
+
+  /** An attribute that is 0 or 1. */
+  flag(i: number): boolean {
+    return this.integer(i, 0, 1) === 1;
+  }
+
   shape(i: number): Shape {
     return this.arg(i).shape;
   }
@@ -141,16 +155,14 @@ export class Call {
     return this.#writable(i);
   }
 
-  /**
-   * Input `i` and output `o` for a kernel that only moves elements: as bits where the dtypes are
-   * one, so that NaN payloads survive; else as numbers, a floating input widened into f32 or f64.
-   */
+  /** Input `i` and output `o`, of one dtype, as bits: what only moves keeps NaN payloads. */
   moved(i: number, o: number): { from: Uint32Array; to: Uint32Array } {
-    const same = this.arg(i).dtype === this.arg(o).dtype;
-    const from: Floats | Bits = same ? bitsOf(this.#view(i)) : this.floats(i);
-    const to: Floats | Bits = same ? bitsOf(this.#writable(o)) : this.out(o);
-    // Both are indexed alike; one name for the type keeps the kernels' loops plain.
-    return { from: from as Uint32Array, to: to as Uint32Array };
+    const [own, other] = [this.arg(i).dtype, this.arg(o).dtype];
+    if (own !== other) throw this.error(`one dtype, ${own}`, other);
+    // Whatever the size of an element, it is indexed alike; one type keeps the kernels' loops plain.
+    const from = bitsOf(this.#view(i)) as Uint32Array;
+    const to = bitsOf(this.#writable(o)) as Uint32Array;
+    return { from, to };
   }
 
   #view(i: number): TypedArray {

@@ -5,7 +5,10 @@ import type { Call, Kernels } from './call.js';
 function dropout(call: Call): void {
   call.counts(2, 4);
   call.expectSame(0, 1);
-  const [p, seed, stream, step] = call.attrs as [number, number, number, number];
+  const p = call.attr(0);
+  const seed = call.integer(1, 0, 2 ** 53);
+  const stream = call.integer(2, 0, 2 ** 32 - 1);
+  const step = call.integer(3, 0, 2 ** 32 - 1);
   if (!(p >= 0 && p <= 1)) throw call.error('p of 0…1', String(p));
   const x = call.floats(0);
   const y = call.out(1);
@@ -18,8 +21,8 @@ function dropout(call: Call): void {
       const block = i / 4;
       words[0] = block >>> 0;
       words[1] = Math.floor(block / 2 ** 32);
-      words[2] = stream >>> 0;
-      words[3] = step >>> 0;
+      words[2] = stream;
+      words[3] = step;
       philox(words, k0, k1);
     }
     y[i] = (words[i % 4] as number) / 2 ** 32 >= p ? (x[i] as number) / keep : 0;

@@ -85,12 +85,6 @@ function chain(call: Call, derivative: (x: number) => number): void {
   for (let i = 0; i < dx.length; i++) dx[i] = derivative(x[i] as number) * (dy[i] as number);
 }
 
-function tanhForm(call: Call, i = 0): boolean {
-  const form = call.attr(i);
-  if (form !== 0 && form !== 1) throw call.error('tanhForm 0 or 1', String(form));
-  return form === 1;
-}
-
 function affine(call: Call): void {
   call.counts(2, 2);
   const scale = call.attr(0);
@@ -149,11 +143,11 @@ export const elementwiseKernels: Kernels = {
   },
   gelu: (call) => {
     call.counts(2, 1);
-    mapTo(call, tanhForm(call) ? geluTanh : gelu);
+    mapTo(call, call.flag(0) ? geluTanh : gelu);
   },
   'gelu.grad': (call) => {
     call.counts(3, 1);
-    chain(call, tanhForm(call) ? geluTanhGrad : geluGrad);
+    chain(call, call.flag(0) ? geluTanhGrad : geluGrad);
   },
   swiglu,
   'swiglu.grad': swigluGrad,

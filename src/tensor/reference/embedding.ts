@@ -18,10 +18,11 @@ function embedding(call: Call): void {
   call.expectShape(2, [...call.shape(1), width]);
   const ids = call.ints(1);
   for (const id of ids) checkId(call, id, rows);
-  const { from, to } = call.moved(0, 2);
+  const table = call.floats(0);
+  const y = call.out(2);
   for (let i = 0; i < ids.length; i++) {
     const at = (ids[i] as number) * width;
-    to.set(from.subarray(at, at + width), i * width);
+    y.set(table.subarray(at, at + width), i * width);
   }
 }
 

@@ -8,14 +8,18 @@ function inputs(call: Call) {
   if (call.shape(0).length !== 2) throw call.error('logits [N, V]', shapeText(call.shape(0)));
   call.expectShape(1, [n]);
   const labels = call.ints(1);
-  const ignoreIndex = call.attr(0);
+  const ignoreIndex = call.integer(0, -(2 ** 31), 2 ** 31 - 1);
+  const smoothing = call.attr(1);
+  if (!(smoothing >= 0 && smoothing <= 1)) {
+    throw call.error('smoothing from 0 to 1', String(smoothing));
+  }
   for (const label of labels) {
     if (label !== ignoreIndex && (label < 0 || label >= v)) {
       throw call.error(`labels of 0…${v - 1} or ${ignoreIndex}`, String(label));
     }
   }
   const logits: Floats = call.floats(0);
-  return { n, v, logits, labels, ignoreIndex, smoothing: call.attr(1) };
+  return { n, v, logits, labels, ignoreIndex, smoothing };
 }
 
 /** loss = −(1−ε)·logp[label] − ε/V·Σ logp, 0 where the label is ignored. */

@@ -113,10 +113,10 @@ function matmul(call: Call): void {
   if (sa.length < 2 || sb.length < 2) {
     throw call.error('matrices', `${shapeText(sa)} and ${shapeText(sb)}`);
   }
-  const transA = call.attr(0) !== 0;
-  const transB = call.attr(1) !== 0;
+  const transA = call.flag(0);
+  const transB = call.flag(1);
   const alpha = call.attr(2);
-  const accumulate = call.attr(3) !== 0;
+  const accumulate = call.flag(3);
   const [rowsA, colsA] = sa.slice(-2) as [number, number];
   const [rowsB, colsB] = sb.slice(-2) as [number, number];
   const [m, k] = transA ? [colsA, rowsA] : [rowsA, colsA];

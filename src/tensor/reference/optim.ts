@@ -1,3 +1,5 @@
+import { shapeText } from '../errors.js';
+import { numel } from '../shape.js';
 import type { Call, Kernels } from './call.js';
 
 /** y += x. */
@@ -15,7 +17,7 @@ function adamw(call: Call): void {
   call.expectSame(0, 1, 2, 3);
   const [lr, beta1, beta2, eps, weightDecay, step, gradScale] = call.attrs as number[] &
     [number, number, number, number, number, number, number];
-  if (!(step >= 1)) throw call.error('a step of 1 or more', String(step));
+  call.integer(5, 1, 2 ** 53);
   const g = call.floats(0);
   const p = call.out(1);
   const m = call.out(2);
@@ -37,14 +39,15 @@ function adamw(call: Call): void {
 function sgd(call: Call): void {
   call.counts(3, 5);
   call.expectSame(0, 1, 2);
-  const [lr, momentum, weightDecay, gradScale, first] = call.attrs as number[] &
-    [number, number, number, number, number];
+  const first = call.flag(4);
+  const [lr, momentum, weightDecay, gradScale] = call.attrs as number[] &
+    [number, number, number, number];
   const g = call.floats(0);
   const p = call.out(1);
   const m = call.out(2);
   for (let i = 0; i < p.length; i++) {
     const grad = (g[i] as number) * gradScale + weightDecay * (p[i] as number);
-    const moved = first !== 0 ? grad : momentum * (m[i] as number) + grad;
+    const moved = first ? grad : momentum * (m[i] as number) + grad;
     m[i] = moved;
     p[i] = (p[i] as number) - lr * moved;
   }
@@ -53,7 +56,8 @@ function sgd(call: Call): void {
 /** y = Σ x², one number. */
 function sumSquares(call: Call): void {
   call.counts(2, 0);
-  call.expectShape(1, [1]);
+  if (numel(call.shape(1)) !== 1)
+    throw call.error('an output of one element', shapeText(call.shape(1)));
   const x = call.floats(0);
   let sum = 0;
   for (let i = 0; i < x.length; i++) sum += (x[i] as number) * (x[i] as number);

@@ -50,7 +50,8 @@ function slice(call: Call): void {
 /** dx = zeros but for dy in the part that begins at starts. */
 function sliceGrad(call: Call): void {
   call.counts(2, -1);
-  call.out(1).fill(0);
+  const { buffer, byteOffset, byteLength } = call.outAny(1);
+  new Uint8Array(buffer, byteOffset, byteLength).fill(0);
   write(call);
 }
 
