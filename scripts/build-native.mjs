@@ -19,6 +19,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -70,13 +71,19 @@ export function buildKeys(root, setting) {
   };
 }
 
-/** @param {string} path @returns {{ key?: string, sources?: string, builder?: string }} */
+/** @param {string} path @returns {{ key?: string, sources?: string, addon?: string }} */
 function readState(path) {
   try {
     return JSON.parse(readFileSync(path, 'utf8'));
   } catch {
     return {};
   }
+}
+
+/** @param {string} path what tells this build of the file from another that took its place */
+function stamp(path) {
+  const { size, mtimeMs } = statSync(path);
+  return `${size} bytes, ${mtimeMs}`;
 }
 
 /** @param {string} path @param {string} text */
@@ -173,7 +180,8 @@ function tryAddon(addon) {
 /** @param {string} out @param {string} addon @param {Choice} choice @param {string} sources */
 function withoutAddon(out, addon, choice, sources) {
   const state = readState(join(out, 'lowrank.json'));
-  if (choice.why !== '' && existsSync(addon) && state.sources === sources) {
+  const known = existsSync(addon) && state.sources === sources && state.addon === stamp(addon);
+  if (choice.why !== '' && known) {
     console.log(`[build] ${choice.why}; the addon of these sources is already there, and stays`);
     return 0;
   }
@@ -235,7 +243,9 @@ export function buildNative(argv) {
   ]);
   return withLock(join(ROOT, sanitize ? '.build-asan.lock' : '.build.lock'), () => {
     if (choice.builder === 'none') return withoutAddon(out, addon, choice, sources);
-    if (!values.force && existsSync(addon) && readState(join(out, 'lowrank.json')).key === key) {
+    const state = readState(join(out, 'lowrank.json'));
+    const fresh = existsSync(addon) && state.key === key && state.addon === stamp(addon);
+    if (fresh && !values.force) {
       console.log(`[build] ${out.slice(ROOT.length + 1)}/Release/${ADDON} is up to date`);
       return 0;
     }
@@ -275,10 +285,8 @@ function compile({ out, addon, choice, tools, sanitize, verbose, sources, key })
     );
     return 1;
   }
-  writeAtomically(
-    join(out, 'lowrank.json'),
-    `${JSON.stringify({ builder: choice.builder, key, sources })}\n`,
-  );
+  const state = { builder: choice.builder, key, sources, addon: stamp(addon) };
+  writeAtomically(join(out, 'lowrank.json'), `${JSON.stringify(state)}\n`);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   console.log(`[build] built ${place} in ${seconds} s (${trial.output})`);
   return 0;

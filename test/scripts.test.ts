@@ -1,6 +1,15 @@
 // time-limit: 120
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { suite } from 'uvu';
@@ -8,7 +17,14 @@ import * as assert from 'uvu/assert';
 import { staleness } from '../scripts/bootstrap.mjs';
 import { buildKeys } from '../scripts/build-native.mjs';
 import { withLock } from '../scripts/lib/lock.mjs';
-import { chooseBuilder, findTool, missingFor, type Tools } from '../scripts/lib/toolchain.mjs';
+import {
+  chooseBuilder,
+  findTool,
+  findTools,
+  missingFor,
+  type Tools,
+} from '../scripts/lib/toolchain.mjs';
+import { skipUnless } from './support.js';
 
 const test = suite('scripts');
 const roots: string[] = [];
@@ -149,7 +165,7 @@ function project(files: Record<string, string>): string {
   for (const path of ['build-native.mjs', 'lib/toolchain.mjs', 'lib/lock.mjs']) {
     put(root, `scripts/${path}`, readFileSync(resolve('scripts', path), 'utf8'));
   }
-  put(root, 'package.json', '{"name":"p","version":"1.0.0"}');
+  put(root, 'package.json', '{"name":"p","version":"1.0.0","binary":{"napi_versions":[8]}}');
   return root;
 }
 
@@ -174,11 +190,30 @@ test('without a compiler the build says so, succeeds, and leaves no addon of oth
 test('without a compiler an addon of the same sources stays, unless told otherwise', () => {
   const root = project({ 'native/a.cc': '', 'build/Release/lowrank.node': 'same' });
   const { sources } = buildKeys(root, []);
-  put(root, 'build/lowrank.json', JSON.stringify({ sources }));
+  const { size, mtimeMs } = statSync(join(root, 'build/Release/lowrank.node'));
+  const state = { sources, addon: `${size} bytes, ${mtimeMs}` };
+  put(root, 'build/lowrank.json', JSON.stringify(state));
   assert.match(build(root, [], '/nowhere').output, 'already there, and stays');
   assert.ok(existsSync(join(root, 'build/Release/lowrank.node')));
   assert.is(build(root, ['--backend', 'none']).status, 0);
   assert.not.ok(existsSync(join(root, 'build/Release/lowrank.node')));
+});
+
+const native = skipUnless(test, chooseBuilder(findTools()).builder === 'cmake', 'no CMake');
+
+native('a failed build shows why, exits with 1 and keeps the addon there was', () => {
+  const root = project({
+    'native/a.cc': '',
+    'CMakeLists.txt': 'cmake_minimum_required(VERSION 3.19)\nmessage(FATAL_ERROR "no such luck")\n',
+    'build/Release/lowrank.node': 'old',
+  });
+  symlinkSync(resolve('node_modules'), join(root, 'node_modules'));
+  const { status, output } = build(root, []);
+  assert.is(status, 1);
+  assert.match(output, 'no such luck');
+  assert.match(output, '[build] cmake-js failed');
+  assert.match(output, '--backend none');
+  assert.is(readFileSync(join(root, 'build/Release/lowrank.node'), 'utf8'), 'old');
 });
 
 test('a builder that cannot be, and one that is unknown, are errors', () => {
