@@ -50,6 +50,12 @@ struct AdamWStep {
   float decay, beta1, oneMinusBeta1, beta2, oneMinusBeta2, stepSize, rootCorrection, eps, gradScale;
 };
 
+struct DropoutKey {
+  uint32_t k0, k1, stream, step;
+  uint64_t threshold;  // up to 2^32
+  float keep;
+};
+
 struct IsaTable {
   const char* name;
   int rowTile, colTile;  // of the register block
@@ -98,6 +104,8 @@ struct IsaTable {
   void (*rotate)(const float* x1, const float* x2, const float* c, const float* s, float* y1, float* y2,
                  int64_t n);
   void (*adamw)(const float* g, float* p, float* m, float* v, const AdamWStep* step, int64_t n);
+  // Elements [i, i + n) of a dropout, i a multiple of 4: kept, times `keep`, where word >= threshold.
+  void (*dropout)(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key);
   bool (*allFinite)(const float* x, int64_t n);
 };
 

@@ -18,9 +18,12 @@ int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Tiling tile(const Context& c, int64_t m, int64_t n, int64_t k, int64_t batch) {
   const IsaTable& isa = *c.isa;
   double work = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(std::max<int64_t>(k, 1));
+  bool deep = k > 512;  // long sums, as of weight gradients: every task reads much, so few tasks
   constexpr double kTask = 1.0e6;  // flops worth handing to another thread
-  int64_t want = c.threads <= 1 ? 1 : static_cast<int64_t>(std::min(work / kTask, c.threads * 6.0 / static_cast<double>(batch)));
+  int64_t want = c.threads <= 1 ? 1 : static_cast<int64_t>(std::min(work / kTask, c.threads * (deep ? 2.0 : 4.0) / static_cast<double>(batch)));
   want = std::max<int64_t>(want, 1);
+  // With many depth blocks the task's part of C is read and written often: it should stay in cache.
+  if (deep) want = std::max(want, ceilDiv(m, 48 * isa.rowTile));
   int64_t mostDown = ceilDiv(m, isa.rowTile), mostAcross = ceilDiv(n, isa.colTile);
   Tiling best = {m, n, 1, 1};
   double bestCost = 1e300;

@@ -2,6 +2,10 @@
 
 namespace {
 
+// Philox-4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+constexpr uint32_t kPhiloxA = 0xD2511F53u, kPhiloxB = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxKeyA = 0x9E3779B9u, kPhiloxKeyB = 0xBB67AE85u;
+
 constexpr float kRootTwoOverPi = 0.7978845608028654f;
 constexpr float kGeluCubic = 0.044715f;  // Hendrycks and Gimpel, Gaussian Error Linear Units
 constexpr float kRootHalf = 0.7071067811865476f;
@@ -37,8 +41,31 @@ void uRelu(const float* x, float* y, int64_t n) {
 void uSilu(const float* x, float* y, int64_t n) {
   map1(x, y, n, [=](vf a) { return a * vsigmoid(a); });
 }
+// The normal distribution's Phi(x) and density phi(x). With z = |x|/sqrt(2) and t = 1/(1 + 0.35 z),
+// exp(z^2) erfc(z) is t times a polynomial that meets it at Chebyshev's nodes for 0 <= z <= 10
+// (solved in 60 digits; 1e-8 relative between them).
+VEC_INLINE vf normal(vf x, vf* density) {
+  vf t = 1.0f / (absolute(x) * (0.35f * kRootHalf) + 1.0f);
+  vf q = splat(0.036654727897525496f);
+  q = q * t - 0.14954353517677313f;
+  q = q * t + 0.15964121485510738f;
+  q = q * t + 0.0010456134904007596f;
+  q = q * t + 0.06340511023321045f;
+  q = q * t + 0.15855468981110274f;
+  q = q * t + 0.14691578086629647f;
+  q = q * t + 0.1888063983650994f;
+  q = q * t + 0.19703073778362717f;
+  q = q * t + 0.19748926640106423f;
+  vf e = vexp(x * x * -0.5f);
+  vf tail = 0.5f * q * t * e;
+  *density = e * kRootHalfOverPi;
+  return blend(x < 0.0f, tail, 1.0f - tail);
+}
 void uGeluErf(const float* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] = 0.5f * x[i] * __builtin_erfcf(-kRootHalf * x[i]);
+  map1(x, y, n, [=](vf a) {
+    vf density;
+    return a * normal(a, &density);
+  });
 }
 VEC_INLINE vf geluInner(vf a) { return kRootTwoOverPi * (a + kGeluCubic * a * a * a); }
 void uGeluTanh(const float* x, float* y, int64_t n) {
@@ -53,11 +80,11 @@ void gSilu(const float* x, const float* dy, float* dx, int64_t n) {
   });
 }
 void gGeluErf(const float* x, const float* dy, float* dx, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    float a = x[i];
-    float cdf = 0.5f * __builtin_erfcf(-kRootHalf * a);
-    dx[i] = dy[i] * (cdf + a * kRootHalfOverPi * __builtin_expf(-0.5f * a * a));
-  }
+  map2(x, dy, dx, n, [=](vf a, vf d) {
+    vf density;
+    vf cdf = normal(a, &density);
+    return d * (cdf + a * density);
+  });
 }
 void gGeluTanh(const float* x, const float* dy, float* dx, int64_t n) {
   map2(x, dy, dx, n, [=](vf a, vf d) {
@@ -253,6 +280,53 @@ void rAdamW(const float* g, float* p, float* m, float* v, const AdamWStep* o, in
       storePart(p + i, pv, r);
       storePart(m + i, mv, r);
       storePart(v + i, vv, r);
+    }
+  }
+}
+
+typedef uint64_t vl __attribute__((vector_size(kWidth * 4)));
+
+// High and low words of the lanes' products with m; lanes lie low word first in 64-bit pairs.
+VEC_INLINE vu multiplyWide(vu a, uint32_t m, vu* low) {
+  vl even = ((vl)a & 0xffffffffu) * (uint64_t)m;
+  vl odd = ((vl)a >> 32) * (uint64_t)m;
+  *low = (vu)((even & 0xffffffffu) | (odd << 32));
+  return (vu)((even >> 32) | (odd & ~(uint64_t)0xffffffffu));
+}
+
+// A counter in each lane.
+void rDropout(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key) {
+  uint32_t words[4 * kWidth], lane[4][kWidth];
+  for (int64_t done = 0; done < n; done += 4 * kWidth) {
+    for (int j = 0; j < kWidth; j++) {
+      uint64_t block = (uint64_t)(i + done) / 4 + (uint64_t)j;
+      lane[0][j] = (uint32_t)block;
+      lane[1][j] = (uint32_t)(block >> 32);
+    }
+    vu c0, c1, c2 = (vu){} + key->stream, c3 = (vu){} + key->step;
+    __builtin_memcpy(&c0, lane[0], sizeof c0);
+    __builtin_memcpy(&c1, lane[1], sizeof c1);
+    uint32_t k0 = key->k0, k1 = key->k1;
+    for (int round = 0; round < 10; round++) {
+      vu lowA, lowB, highA = multiplyWide(c0, kPhiloxA, &lowA), highB = multiplyWide(c2, kPhiloxB, &lowB);
+      c0 = highB ^ c1 ^ k0;
+      c2 = highA ^ c3 ^ k1;
+      c1 = lowB;
+      c3 = lowA;
+      k0 += kPhiloxKeyA;
+      k1 += kPhiloxKeyB;
+    }
+    __builtin_memcpy(lane[0], &c0, sizeof c0);
+    __builtin_memcpy(lane[1], &c1, sizeof c1);
+    __builtin_memcpy(lane[2], &c2, sizeof c2);
+    __builtin_memcpy(lane[3], &c3, sizeof c3);
+    for (int j = 0; j < kWidth; j++) {
+      for (int r = 0; r < 4; r++) words[4 * j + r] = lane[r][j];
+    }
+    int64_t rest = n - done < 4 * kWidth ? n - done : 4 * kWidth;
+    for (int64_t j = 0; j < rest; j++) {
+      float kept = x[i + done + j] * key->keep;
+      y[i + done + j] = words[j] >= key->threshold ? kept : 0.0f;
     }
   }
 }

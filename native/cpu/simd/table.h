@@ -34,5 +34,6 @@ const IsaTable LOWRANK_TABLE = {
     rLogSoftmaxGrad,
     rRotate,
     rAdamW,
+    rDropout,
     rAllFinite,
 };
