@@ -128,6 +128,15 @@ export class LoraAdapters {
     return this;
   }
 
+  /** Removes every adapter: the model is the plain base again. */
+  dispose(): void {
+    for (const name of this.names()) this.remove(name);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
   /** An adapter's tensors under PEFT's names, in the order of PEFT's files. */
   tensors(name: string): Map<string, Tensor> {
     const out = new Map<string, Tensor>();

@@ -68,9 +68,9 @@ export abstract class Module {
     }
   }
 
-  /** Frees every parameter. The module cannot be used afterwards. */
+  /** Frees every parameter, and what its parts hold besides. It cannot be used afterwards. */
   dispose(): void {
-    for (const [, tensor] of this.namedParameters()) tensor.dispose();
+    for (const [, value] of this.#own()) value.dispose();
   }
 
   [Symbol.dispose](): void {
