@@ -95,6 +95,15 @@ balanced('one upstream gradient handed to two inputs is not shared', (backend) =
   backward(sum(scale(a, 5)));
   assert.equal(gradOf(a), [6, 6]);
   assert.equal(gradOf(b), [1, 1]);
+  // The same inside the graph: a's own use comes after the two inner nodes were given one tensor.
+  const c = trainable(backend, [1, 2]);
+  const d = trainable(backend, [3, 4]);
+  const inner = affine(c, 1, 0);
+  const other = affine(d, 1, 0);
+  const own = scale(inner, 5);
+  backward(add(sum(add(inner, other)), sum(own)));
+  assert.equal(gradOf(c), [6, 6]);
+  assert.equal(gradOf(d), [1, 1]);
 });
 
 balanced('noGrad records nothing and ends with its function', (backend) => {

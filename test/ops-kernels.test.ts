@@ -261,7 +261,7 @@ onEachBackend(test, 'what is hidden from attention does not reach it, be it NaN'
   assert.equal(run(dirty(k), dirty(v)), clean, 'keys at and after keyLength');
 });
 
-onEachBackend(test, 'dropout keeps the share 1 − p and the mean', (backend) => {
+onEachBackend(test, 'dropout keeps what the uniform numbers say', (backend) => {
   const n = 100003;
   const y = call(backend, 'dropout', [ones([n], { backend })], [n], [0.25, 11, 12, 13]).toNumbers();
   const u = uniform({ seed: 11, stream: 12, step: 13 }, n);
@@ -269,6 +269,9 @@ onEachBackend(test, 'dropout keeps the share 1 − p and the mean', (backend) =>
     const want = (u[i] as number) >= 0.25 ? Math.fround(1 / 0.75) : 0;
     if (value !== want) assert.unreachable(`element ${i} is ${value}, not ${want}`);
   });
+  const edge = u[17] as number;
+  const again = call(backend, 'dropout', [ones([n], { backend })], [n], [edge, 11, 12, 13]);
+  assert.ok((again.toNumbers()[17] as number) > 0, 'u = p is kept');
 });
 
 onEachBackend(test, 'sums do not lose what f32 can hold', (backend) => {

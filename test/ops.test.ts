@@ -145,7 +145,7 @@ for (const { name, op, cases } of ops) {
           const got = grads[i] as Float64Array;
           want.forEach((w, k) => {
             const g = got[k] as number;
-            const close = Math.abs(g - w) <= 1e-5 + 1e-3 * Math.abs(w);
+            const close = Math.abs(g - w) <= 1e-6 + 1e-6 * Math.abs(w);
             if (!close) assert.unreachable(`${c.title}, input ${i}, element ${k}: ${g}, not ${w}`);
           });
         }
