@@ -11,7 +11,7 @@
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { type FileResult, findTestFiles, runFile, stopAll } from './runner.js';
+import { type FileResult, findTestFiles, runFile, skipLines, stopAll } from './runner.js';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -46,7 +46,7 @@ function report(result: FileResult): void {
 
 /** Prints the skips, the failures and, as the last line, the total; tells whether all is well. */
 function summarize(results: readonly FileResult[]): boolean {
-  const skips = results.flatMap((r) => r.skipReasons.map((reason) => `  ${r.file}: ${reason}`));
+  const skips = results.flatMap((r) => skipLines(r.file, r.skips));
   if (skips.length > 0) console.log(`\nSkipped:\n${skips.join('\n')}`);
   const failedChecks = values.check.filter((check) => !check.endsWith('=ok'));
   const failures = [

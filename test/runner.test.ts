@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { parseTotals, statedTimeLimit, suitesNeverRun } from './runner.js';
+import { parseTotals, skipLines, statedTimeLimit, suitesNeverRun } from './runner.js';
 import { skipUnless } from './support.js';
 
 const test = suite('runner');
@@ -114,9 +114,15 @@ test('skips are counted and their reasons printed', () => {
     "skipUnless(t, true, 'never said')('sun', () => {});\nt.run();\n";
   const { status, last, output } = runRunner({ 'a.test.ts': source });
   assert.is(last, '2 passed, 0 failed, 1 skipped', output);
-  assert.match(output, 'test/a.test.ts: tides: there is no moon');
+  assert.match(output, '  test/a.test.ts: tides\n    there is no moon\n');
   assert.not.match(output, 'never said');
   assert.is(status, 0);
+});
+
+test('many skips of one reason are one line', () => {
+  const skips = ['a', 'b', 'c', 'd'].map((name) => ({ name, reason: 'no moon' }));
+  assert.equal(skipLines('x', skips), ['  x: 4 tests\n    no moon']);
+  assert.equal(skipLines('x', skips.slice(2)), ['  x: c; d\n    no moon']);
 });
 
 test('a file whose tests are all skipped with a reason passes', () => {

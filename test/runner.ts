@@ -4,6 +4,12 @@ import { join, sep } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { SKIP_MARK } from './support.js';
 
+/** A test that was skipped. */
+export interface Skip {
+  name: string;
+  reason: string;
+}
+
 /** What one test file came to. A problem of the file itself counts as one failed test. */
 export interface FileResult {
   /** Path from the root, with forward slashes. */
@@ -11,8 +17,8 @@ export interface FileResult {
   passed: number;
   failed: number;
   skipped: number;
-  /** `name: reason` of every skip. */
-  skipReasons: string[];
+  /** Every skip that gave its reason. */
+  skips: Skip[];
   /** What is wrong with the file as a whole. */
   problems: string[];
   output: string;
@@ -69,6 +75,31 @@ export function parseTotals(
   return { total: Number(last[1]), passed: Number(last[2]), skipped: Number(last[3]) };
 }
 
+/** The skips that skipUnless printed. */
+export function parseSkips(output: string): Skip[] {
+  return output.split('\n').flatMap((line) => {
+    const at = line.indexOf(SKIP_MARK);
+    if (at < 0) return [];
+    try {
+      return [JSON.parse(line.slice(at + SKIP_MARK.length)) as Skip];
+    } catch {
+      return []; // not ours; a skip that is short of its reason is found by the count
+    }
+  });
+}
+
+/** One line for every file and reason, with the tests' names where they are few. */
+export function skipLines(file: string, skips: readonly Skip[]): string[] {
+  const byReason = new Map<string, string[]>();
+  for (const { name, reason } of skips) {
+    byReason.set(reason, [...(byReason.get(reason) ?? []), name]);
+  }
+  return [...byReason].map(([reason, names]) => {
+    const tests = names.length > 3 ? `${names.length} tests` : names.join('; ');
+    return `  ${file}: ${tests}\n    ${reason}`;
+  });
+}
+
 /** Turns how a file's process ended into counts: anything but tests that ran and passed is a failure. */
 export function judge(
   file: string,
@@ -78,10 +109,7 @@ export function judge(
   seconds: number,
 ): FileResult {
   const totals = parseTotals(end.output);
-  const skipReasons = end.output
-    .split('\n')
-    .filter((line) => line.includes(SKIP_MARK))
-    .map((line) => line.slice(line.indexOf(SKIP_MARK) + SKIP_MARK.length));
+  const skips = parseSkips(end.output);
   const passed = totals?.passed ?? 0;
   const failed = (totals?.total ?? 0) - passed;
   const skipped = totals?.skipped ?? 0;
@@ -94,7 +122,7 @@ export function judge(
   } else if (totals.total === 0 && skipped === 0) {
     problems.push('no test ran: the file has none');
   }
-  if (skipped > skipReasons.length) {
+  if (skipped > skips.length) {
     problems.push(
       'skips without a reason: use skipUnless of test/support.ts, and leave no test.only',
     );
@@ -105,7 +133,7 @@ export function judge(
     passed,
     failed: failed + (problems.length > 0 ? 1 : 0),
     skipped,
-    skipReasons,
+    skips,
     problems,
     output: end.output,
     seconds,

@@ -3,7 +3,7 @@ import type { Callback, Test } from 'uvu';
 /** Registers one test, or one skip with its reason. */
 export type Register<T> = (name: string, body: Callback<T>) => void;
 
-/** The start of the lines by which the runner counts skips and prints their reasons. */
+/** The start of the lines by which the runner counts skips; `{"name", "reason"}` follows. */
 export const SKIP_MARK = '[skip] ';
 
 /**
@@ -24,6 +24,6 @@ export function skipUnless<T>(test: Test<T>, condition: boolean, reason: string)
   if (condition) return (name, body) => test(name, body);
   return (name) => {
     test.skip(name);
-    console.log(`${SKIP_MARK}${name}: ${reason}`);
+    console.log(`${SKIP_MARK}${JSON.stringify({ name, reason })}`);
   };
 }
