@@ -1,6 +1,6 @@
 /**
  * `npm run test:asan [-- pattern…]`: builds the addon with AddressSanitizer and UBSan into
- * build-asan/ and runs the tests that call it (by default the op table and the native ones).
+ * build-asan/ and runs the tests that call it (by default the op table, tensors, autograd and safetensors).
  * They run in a copy of src/ and test/ beside that addon, so that the usual build stays in place.
  */
 import { spawnSync } from 'node:child_process';
@@ -11,7 +11,13 @@ import { buildNative } from './build-native.mjs';
 import { ROOT, TSX } from './lib/steps.mjs';
 import { findTools } from './lib/toolchain.mjs';
 
-const DEFAULT_PATTERNS = ['test/ops', 'test/native'];
+const DEFAULT_PATTERNS = [
+  'test/ops',
+  'test/native',
+  'test/tensor',
+  'test/autograd',
+  'test/safetensors',
+];
 const STAGE = join(ROOT, 'build-asan/stage');
 
 /** @returns {string[]} the libraries that must be loaded before everything else */
@@ -33,7 +39,7 @@ function stage() {
     cpSync(join(ROOT, name), join(STAGE, name), { recursive: true });
   }
   cpSync(join(ROOT, 'build-asan/Release/lowrank.node'), join(STAGE, 'build/Release/lowrank.node'));
-  for (const name of ['node_modules', 'assets', 'scripts']) {
+  for (const name of ['node_modules', 'assets', 'docs', 'scripts']) {
     if (existsSync(join(ROOT, name))) symlinkSync(join(ROOT, name), join(STAGE, name));
   }
 }
