@@ -13,6 +13,7 @@
 #include "common/registry.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/peak.h"
 
 namespace {
 
@@ -371,6 +372,12 @@ Napi::Value setIsa(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value measureFmaPeak(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    return Napi::Number::New(env, fmaPeak(state.context));
+  });
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment());
   exports.Set("info", Napi::Function::New<describeAddon>(env, "info"));
@@ -386,6 +393,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("resetPeak", Napi::Function::New<resetPeak>(env, "resetPeak"));
   exports.Set("trim", Napi::Function::New<trim>(env, "trim"));
   exports.Set("setThreads", Napi::Function::New<setThreads>(env, "setThreads"));
+  exports.Set("fmaPeak", Napi::Function::New<measureFmaPeak>(env, "fmaPeak"));
   exports.Set("setIsa", Napi::Function::New<setIsa>(env, "setIsa"));
   return exports;
 }

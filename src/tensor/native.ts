@@ -43,6 +43,7 @@ interface Addon {
   trim(): void;
   setThreads(count: number): void;
   setIsa(name: string): void;
+  fmaPeak(): number;
 }
 
 /** The C++ backend: one call per kernel, through a shared array of plain numbers. */
@@ -75,6 +76,11 @@ export class NativeBackend implements Backend {
   /** Forces an instruction set, for tests and benchmarks; throws if this processor lacks it. */
   setIsa(name: string): void {
     this.#addon.setIsa(name);
+  }
+
+  /** GFLOP/s that fused multiply-adds on registers reach on the threads set: benchmarks' yardstick. */
+  fmaPeak(): number {
+    return this.#addon.fmaPeak();
   }
 
   setThreads(count: number): void {
