@@ -119,12 +119,15 @@ export class AdamW {
     return out;
   }
 
-  /** Takes over the moments of a checkpoint and its counts. */
+  /** Takes over the moments of a checkpoint and its counts; others are forgotten. */
   restore(step: number, updates: number, read: (name: string) => Uint8Array | undefined): void {
     for (const [name, p] of this.#all()) {
       const m = read(`${name}.m`);
       const v = read(`${name}.v`);
-      if (!m && !v) continue;
+      if (!m && !v) {
+        this.#forget(name);
+        continue;
+      }
       const bytes = p.size * 4;
       if (m?.length !== bytes || v?.length !== bytes) {
         throw failure('AdamW.restore', `moments of ${shapeText(p.shape)} for ${name}`, 'others');
@@ -137,11 +140,19 @@ export class AdamW {
     this.#updates = updates;
   }
 
+  #forget(name: string): void {
+    const made = this.#moments.get(name);
+    made?.m.dispose();
+    made?.v.dispose();
+    this.#moments.delete(name);
+  }
+
+  /** Frees the moments. The parameters are not its own. */
   dispose(): void {
-    for (const { m, v } of this.#moments.values()) {
-      m.dispose();
-      v.dispose();
-    }
-    this.#moments.clear();
+    for (const name of [...this.#moments.keys()]) this.#forget(name);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 }

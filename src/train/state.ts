@@ -2,8 +2,10 @@ import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { jsonBytes, readJsonObject, writeDirectoryAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
+import { fileDType } from '../io/safetensors-header.js';
 import type { AdamW } from '../optim/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 
 const TENSORS = 'state.safetensors';
@@ -38,6 +40,51 @@ export function hasTrainingState(dir: string): boolean {
   return existsSync(join(dir, COUNTS));
 }
 
+/** Throws unless every setting is as it was saved. */
+function checkSettings(dir: string, saved: unknown, settings: RunSettings): void {
+  if (typeof saved !== 'object' || saved === null) {
+    throw failure(`resume ${dir}`, 'the settings of the saved run', String(saved));
+  }
+  const before = saved as RunSettings;
+  for (const key of new Set([...Object.keys(before), ...Object.keys(settings)])) {
+    const [was, is] = [JSON.stringify(before[key]), JSON.stringify(settings[key])];
+    if (was !== is) {
+      throw failure(
+        `resume ${dir}`,
+        `${key} ${was} as in the run that was saved`,
+        String(is),
+        'Give the same settings, or another output folder to start anew',
+      );
+    }
+  }
+}
+
+/** Throws unless the file holds just these parameters, with both moments or none of each. */
+function checkTensors(
+  dir: string,
+  file: SafetensorsFile,
+  parameters: ReadonlyMap<string, Tensor>,
+): void {
+  const surplus = new Set(file.tensors.keys());
+  const check = (name: string, t: Tensor) => {
+    const { dtype, shape } = file.entry(name);
+    if (dtype !== fileDType(t.dtype) || !sameShape(shape, t.shape)) {
+      const received = `${dtype} ${shapeText(shape)}`;
+      throw failure(`resume ${dir}`, `${name} ${t.dtype} ${shapeText(t.shape)}`, received);
+    }
+    surplus.delete(name);
+  };
+  for (const [name, t] of parameters) {
+    check(`parameter.${name}`, t);
+    const moments = ['m', 'v'].map((part) => `optimizer.${name}.${part}`);
+    if (moments.some((m) => file.tensors.has(m))) for (const m of moments) check(m, t);
+  }
+  if (surplus.size > 0) {
+    const [name] = surplus;
+    throw failure(`resume ${dir}`, `the tensors of ${parameters.size} parameters`, `${name} too`);
+  }
+}
+
 /**
  * Puts a saved state back into the parameters and the optimizer of a run of the same settings.
  * @throws naming the setting, or the tensor, that differs; nothing is changed then
@@ -50,26 +97,14 @@ export function loadTrainingState(
 ): void {
   const saved = readJsonObject(join(dir, COUNTS), 'resume');
   const file = SafetensorsFile.open(join(dir, TENSORS));
-  const before = saved.settings as Record<string, unknown>;
-  for (const key of new Set([...Object.keys(before), ...Object.keys(settings)])) {
-    const [was, is] = [JSON.stringify(before[key]), JSON.stringify(settings[key])];
-    if (was !== is) {
-      throw failure(
-        `resume ${dir}`,
-        `${key} ${was} as in the run that was saved`,
-        String(is),
-        'Give the same settings, or another output folder to start anew',
-      );
-    }
+  const { step, updates } = saved;
+  if (!Number.isSafeInteger(step) || !Number.isSafeInteger(updates)) {
+    throw failure(`resume ${dir}`, 'whole numbers of steps and updates', `${step}, ${updates}`);
   }
-  for (const [name, t] of parameters) {
-    const entry = file.entry(`parameter.${name}`);
-    if (entry.byteLength !== t.byteLength) {
-      throw failure(`resume ${dir}`, `${name} ${shapeText(t.shape)}`, shapeText(entry.shape));
-    }
-  }
+  checkSettings(dir, saved.settings, settings);
+  checkTensors(dir, file, parameters);
   for (const [name, t] of parameters) t.setBytes(file.bytes(`parameter.${name}`));
-  optimizer.restore(saved.step as number, saved.updates as number, (name) => {
+  optimizer.restore(step as number, updates as number, (name) => {
     const key = `optimizer.${name}`;
     return file.tensors.has(key) ? file.bytes(key) : undefined;
   });

@@ -80,6 +80,29 @@ function accumulate(
   return { loss, tokens };
 }
 
+/** Gradients of one step, and the update where they are finite. None are left, even on an error. */
+function optimizerStep(
+  model: CausalLM,
+  optimizer: AdamW,
+  batches: readonly TokenBatch[],
+  options: { seed: number; factor: number; maxGradNorm: number },
+): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
+  const { seed, factor, maxGradNorm } = options;
+  try {
+    const { loss, tokens } = accumulate(model, batches, seed, optimizer.step);
+    const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
+    if (tokens > 0 && Number.isFinite(gradNorm) && Number.isFinite(loss)) {
+      optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
+      return { loss, tokens, gradNorm };
+    }
+    optimizer.skip();
+    const skipped = tokens === 0 ? 'no label in the batch' : 'the loss or a gradient is not finite';
+    return { loss, tokens, gradNorm, skipped };
+  } finally {
+    optimizer.zeroGrad();
+  }
+}
+
 /**
  * Trains a model: one event an optimizer step. A step whose batch has no label, or whose gradients
  * are not finite, changes no weight and says so. Ending the loop early, or aborting the signal,
@@ -103,36 +126,20 @@ export async function* train(
     if (options.signal?.aborted) return;
     const started = performance.now();
     const batches = Array.from({ length: accumulation }, (_, m) => source.batch(step, m));
-    const { loss, tokens } = accumulate(model, batches, seed, step);
     const factor = scheduleFactor(step, {
       name: schedule,
       warmupSteps,
       totalSteps: steps,
       floor: lrFloor,
     });
-    const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
-    const skipped =
-      tokens === 0
-        ? 'no label in the batch'
-        : Number.isFinite(gradNorm) && Number.isFinite(loss)
-          ? undefined
-          : 'the loss or a gradient is not finite';
-    if (skipped === undefined) {
-      optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
-    } else {
-      optimizer.skip();
-    }
-    optimizer.zeroGrad();
+    const done = optimizerStep(model, optimizer, batches, { seed, factor, maxGradNorm });
     yield {
       type: 'step',
       step: step + 1,
-      loss,
-      tokens,
+      ...done,
       positions: batches.reduce((n, b) => n + b.batch * b.length, 0),
       lr: options.lr * factor,
-      gradNorm,
       seconds: (performance.now() - started) / 1000,
-      ...(skipped === undefined ? {} : { skipped }),
     };
     // Lets signals, timers and finalizers run.
     await setImmediate();
