@@ -5,9 +5,9 @@ import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import { type LoraAdapters, PEFT_PREFIX } from './adapters.js';
-import type { FullLoraConfig, LoraConfig } from './config.js';
+import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
 import { baseOf } from './layer.js';
-import { chooseTargets, denseLayers } from './targets.js';
+import { chooseTargets, denseLayers, peftTargets } from './targets.js';
 
 const CONFIG = 'adapter_config.json';
 const WEIGHTS = 'adapter_model.safetensors';
@@ -51,7 +51,6 @@ const NEUTRAL = new Set([
   'auto_mapping',
   'base_model_name_or_path',
   'inference_mode',
-  'init_lora_weights',
   'megatron_core',
   'peft_version',
   'qalora_group_size',
@@ -60,7 +59,17 @@ const NEUTRAL = new Set([
   'runtime_config',
 ]);
 
-const USED = new Set(['peft_type', 'r', 'lora_alpha', 'lora_dropout', 'target_modules']);
+const USED = new Set([
+  'peft_type',
+  'r',
+  'lora_alpha',
+  'lora_dropout',
+  'target_modules',
+  'init_lora_weights',
+]);
+
+/** Starts that leave the base weights alone; others (pissa, olora, …) subtract from them. */
+const PLAIN_STARTS: readonly unknown[] = [true, false, 'gaussian', 'orthogonal', 'eva'];
 
 /** Whether a value says "not used" as PEFT writes it. */
 function isUnused(value: unknown, unused: unknown): boolean {
@@ -70,7 +79,11 @@ function isUnused(value: unknown, unused: unknown): boolean {
 }
 
 /** The object that PEFT writes for an adapter. */
-function peftConfig(config: FullLoraConfig, baseName: string | null): Record<string, unknown> {
+function peftConfig(
+  config: FullLoraConfig,
+  targets: readonly string[],
+  baseName: string | null,
+): Record<string, unknown> {
   const all: Record<string, unknown> = {
     ...UNUSED,
     auto_mapping: null,
@@ -85,7 +98,7 @@ function peftConfig(config: FullLoraConfig, baseName: string | null): Record<str
     qalora_group_size: 16,
     r: config.rank,
     revision: null,
-    target_modules: config.targetModules,
+    target_modules: targets,
     task_type: 'CAUSAL_LM',
   };
   return Object.fromEntries(Object.entries(all).sort(([a], [b]) => (a < b ? -1 : 1)));
@@ -105,10 +118,11 @@ export function saveAdapter(
 ): void {
   const config = adapters.config(name);
   const tensors = adapters.tensors(name);
+  const targets = peftTargets(adapters.model, config.targetModules);
   mkdirSync(dir, { recursive: true });
   writeFilesAtomic(dir, [
     [WEIGHTS, safetensorsParts(tensors, { format: 'pt' })],
-    [CONFIG, [jsonBytes(peftConfig(config, baseName))]],
+    [CONFIG, [jsonBytes(peftConfig(config, targets, baseName))]],
   ]);
 }
 
@@ -134,17 +148,28 @@ export function readAdapterConfig(dir: string): LoraConfig {
       );
     }
   }
+  const wrong = (key: string, expected: string) =>
+    failure(`adapter ${path}`, `${key}: ${expected}`, JSON.stringify(json[key]) ?? 'nothing');
+  const number = (key: string, fallback?: number): number => {
+    const value = json[key] ?? fallback;
+    if (typeof value !== 'number') throw wrong(key, 'a number');
+    return value;
+  };
   const targets = json.target_modules;
   const names = typeof targets === 'string' ? [targets] : targets;
   if (!Array.isArray(names) || !names.every((n) => typeof n === 'string')) {
-    throw failure(`adapter ${path}`, 'target_modules: names', JSON.stringify(targets) ?? 'none');
+    throw wrong('target_modules', 'names');
+  }
+  const start = json.init_lora_weights ?? true;
+  if (!PLAIN_STARTS.includes(start)) {
+    throw wrong('init_lora_weights', `one of ${PLAIN_STARTS.join(', ')}`);
   }
   return {
-    rank: json.r as number,
-    alpha: json.lora_alpha as number,
-    dropout: (json.lora_dropout as number | undefined) ?? 0,
+    rank: number('r'),
+    alpha: number('lora_alpha'),
+    dropout: number('lora_dropout', 0),
     targetModules: names,
-    init: json.init_lora_weights === 'gaussian' ? 'gaussian' : 'kaiming',
+    init: start === 'gaussian' ? 'gaussian' : 'kaiming',
   };
 }
 
@@ -154,15 +179,14 @@ export function readAdapterConfig(dir: string): LoraConfig {
  * @throws listing every tensor that is missing, surplus or misshapen; the model is then unchanged
  */
 export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): void {
-  const config = readAdapterConfig(dir);
+  const config = fullConfig(readAdapterConfig(dir));
   const file = SafetensorsFile.open(join(dir, WEIGHTS));
   const problems: string[] = [];
   const expected = new Map<string, readonly number[]>();
   const chosen = chooseTargets(adapters.model, config.targetModules);
   for (const { path, layer } of chosen) {
-    const rank = config.rank as number;
-    expected.set(`${PEFT_PREFIX}${path}.lora_A.weight`, [rank, layer.inFeatures]);
-    expected.set(`${PEFT_PREFIX}${path}.lora_B.weight`, [layer.outFeatures, rank]);
+    expected.set(`${PEFT_PREFIX}${path}.lora_A.weight`, [config.rank, layer.inFeatures]);
+    expected.set(`${PEFT_PREFIX}${path}.lora_B.weight`, [layer.outFeatures, config.rank]);
   }
   for (const [key, shape] of expected) {
     const entry = file.tensors.get(key);

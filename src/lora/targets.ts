@@ -61,3 +61,15 @@ export function chooseTargets(model: Module, names: readonly string[]): Target[]
   }
   return layers.filter((t) => chosen.has(t));
 }
+
+/**
+ * The same choice in PEFT's words: a preset becomes the names of the layers it stands for.
+ * Each name once.
+ */
+export function peftTargets(model: Module, names: readonly string[]): string[] {
+  const layers = denseLayers(model).map((t) => t.name);
+  const spelled = names.flatMap((name) =>
+    name === 'all-linear' ? layers.filter((n) => !OUTPUT_LAYERS.has(n)) : (PRESETS[name] ?? [name]),
+  );
+  return [...new Set(spelled)];
+}
