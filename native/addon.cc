@@ -141,7 +141,8 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
       throw TypeError(std::string("[bind] expected ") + want + ", received " + describe(v));
     }
     Napi::Float64Array array = v.As<Napi::Float64Array>();
-    if (array.ElementLength() < kMinCommands) fail("bind", want, std::to_string(array.ElementLength()));
+    if (array.ElementLength() < kMinCommands)
+      fail("bind", want, std::to_string(array.ElementLength()));
     state.commands = Napi::Reference<Napi::Float64Array>::New(array, 1);
     return env.Undefined();
   });
@@ -150,10 +151,12 @@ Napi::Value bind(const Napi::CallbackInfo& info) {
 // Reads the bound array, checking every number.
 class Reader {
  public:
-  Reader(const char* kernel, const double* data, size_t length) : kernel_(kernel), data_(data), length_(length) {}
+  Reader(const char* kernel, const double* data, size_t length)
+      : kernel_(kernel), data_(data), length_(length) {}
 
   double next() {
-    if (at_ >= length_) fail(kernel_, "a complete command", "one cut off at " + std::to_string(length_));
+    if (at_ >= length_)
+      fail(kernel_, "a complete command", "one cut off at " + std::to_string(length_));
     return data_[at_++];
   }
   uint64_t natural(const char* what) {
@@ -162,7 +165,8 @@ class Reader {
     return static_cast<uint64_t>(v);
   }
   const double* rest(size_t n) {
-    if (n > length_ - at_) fail(kernel_, "a complete command", std::to_string(n) + " attributes past its end");
+    if (n > length_ - at_)
+      fail(kernel_, "a complete command", std::to_string(n) + " attributes past its end");
     return data_ + at_;
   }
 
@@ -179,7 +183,8 @@ alignas(64) char nothing[64];
 View readView(Reader& r, const Memory& memory, const char* kernel) {
   View v;
   const Memory::Buffer& buffer = memory.at(r.natural("a handle"), kernel);
-  uint64_t offset = r.natural("a byte offset"), dtype = r.natural("a dtype"), rank = r.natural("a number of axes");
+  uint64_t offset = r.natural("a byte offset"), dtype = r.natural("a dtype"),
+           rank = r.natural("a number of axes");
   if (dtype >= kDTypes) fail(kernel, "a dtype from 0 to 7", std::to_string(dtype));
   if (rank > kMaxRank) fail(kernel, "at most 8 axes", std::to_string(rank));
   v.dtype = static_cast<DType>(dtype);
@@ -204,7 +209,8 @@ View readView(Reader& r, const Memory& memory, const char* kernel) {
          v.describe() + " at byte " + std::to_string(offset));
   }
   if (offset % size != 0) {
-    fail(kernel, "a byte offset that is a multiple of " + std::to_string(size), std::to_string(offset));
+    fail(kernel, "a byte offset that is a multiple of " + std::to_string(size),
+         std::to_string(offset));
   }
   v.data = count == 0 ? nothing : buffer.data + offset;
   return v;
@@ -225,11 +231,13 @@ Napi::Value run(const Napi::CallbackInfo& info) {
     Reader r(kernel.name, commands.Data(), length);
     size_t tensors = r.natural("a number of tensors");
     state.views.clear();
-    for (size_t i = 0; i < tensors; i++) state.views.push_back(readView(r, state.context.memory, kernel.name));
+    for (size_t i = 0; i < tensors; i++)
+      state.views.push_back(readView(r, state.context.memory, kernel.name));
     size_t attrs = r.natural("a number of attributes");
     const double* from = r.rest(attrs);
     state.attrs.assign(from, from + attrs);
-    kernel.run({kernel.name, state.context, state.views.data(), tensors, state.attrs.data(), attrs});
+    kernel.run(
+        {kernel.name, state.context, state.views.data(), tensors, state.attrs.data(), attrs});
     return env.Undefined();
   });
 }
@@ -238,9 +246,11 @@ Napi::Value alloc(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
     double bytes = number(info, 0, "alloc", "a number of bytes");
     if (!(bytes >= 0 && bytes == std::floor(bytes) && bytes <= kMaxInteger)) {
-      throw RangeError("[alloc] expected a number of bytes that memory can have, received " + std::to_string(bytes));
+      throw RangeError("[alloc] expected a number of bytes that memory can have, received " +
+                       std::to_string(bytes));
     }
-    uint64_t handle = state.context.memory.alloc(static_cast<uint64_t>(bytes), purpose(info, 1, "alloc"));
+    uint64_t handle =
+        state.context.memory.alloc(static_cast<uint64_t>(bytes), purpose(info, 1, "alloc"));
     return Napi::Number::New(env, static_cast<double>(handle));
   });
 }
@@ -268,7 +278,8 @@ struct Bytes {
 
 // The part of a buffer that a Uint8Array argument is to be copied to or from.
 Bytes bytesOf(const Napi::CallbackInfo& info, Environment& state, const char* where, bool writes) {
-  const Memory::Buffer& buffer = state.context.memory.at(natural(info, 0, where, "a handle"), where);
+  const Memory::Buffer& buffer =
+      state.context.memory.at(natural(info, 0, where, "a handle"), where);
   uint64_t offset = natural(info, 1, where, "a byte offset");
   Napi::Value v = info.Length() > 2 ? info[2] : info.Env().Undefined();
   if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {

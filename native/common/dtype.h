@@ -6,7 +6,16 @@
 
 namespace lowrank {
 
-enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3, i32 = 4, i64 = 5, u8 = 6, boolean = 7 };
+enum class DType : int {
+  f32 = 0,
+  f16 = 1,
+  bf16 = 2,
+  f64 = 3,
+  i32 = 4,
+  i64 = 5,
+  u8 = 6,
+  boolean = 7
+};
 
 constexpr int kDTypes = 8;
 
@@ -21,8 +30,6 @@ constexpr const char* dtypeName(DType t) {
 }
 
 // The floating types that kernels widen exactly to f32.
-constexpr bool isFloat(DType t) {
-  return t == DType::f32 || t == DType::f16 || t == DType::bf16;
-}
+constexpr bool isFloat(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16; }
 
 }  // namespace lowrank

@@ -1,4 +1,5 @@
-// Errors that cross into JavaScript: every message names the kernel, what was expected and received.
+// Errors that cross into JavaScript: every message names the kernel, what was expected and
+// received.
 #pragma once
 
 #include <stdexcept>

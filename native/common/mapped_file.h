@@ -6,7 +6,8 @@
 
 namespace lowrank {
 
-// Maps the file; an empty file has a null address and 0 bytes. Throws Error with the system's reason.
+// Maps the file; an empty file has a null address and 0 bytes. Throws Error with the system's
+// reason.
 void* mapFile(const std::string& path, size_t& bytes);
 void unmapFile(void* address, size_t bytes) noexcept;
 

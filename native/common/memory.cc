@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kAlign = 64;
 constexpr uint64_t kLargest = uint64_t{1} << 39;  // half a TiB in one buffer: more is a mistake
-constexpr uint64_t kKeep = uint64_t{256} << 20;  // idle bytes that are always worth keeping
+constexpr uint64_t kKeep = uint64_t{256} << 20;   // idle bytes that are always worth keeping
 constexpr int kSlotBits = 24;
 
 // Capacities come in eight steps an octave, so at most an eighth is wasted and blocks are reused.

@@ -69,7 +69,9 @@ class Workspace {
   Workspace() = default;
   Workspace(Memory& memory, uint64_t bytes)
       : memory_(&memory), handle_(memory.alloc(bytes, Purpose::workspace)) {}
-  Workspace(Workspace&& o) noexcept : memory_(o.memory_), handle_(o.handle_) { o.memory_ = nullptr; }
+  Workspace(Workspace&& o) noexcept : memory_(o.memory_), handle_(o.handle_) {
+    o.memory_ = nullptr;
+  }
   Workspace& operator=(Workspace&&) = delete;
   ~Workspace() {
     if (memory_) memory_->free(handle_);

@@ -14,11 +14,13 @@ std::string plural(size_t n, const char* what) {
 
 void Args::counts(size_t wantTensors, size_t wantAttrs) const {
   EXPECT((*this), count == wantTensors, plural(wantTensors, "tensor"), std::to_string(count));
-  EXPECT((*this), attrCount == wantAttrs, plural(wantAttrs, "attribute"), std::to_string(attrCount));
+  EXPECT((*this), attrCount == wantAttrs, plural(wantAttrs, "attribute"),
+         std::to_string(attrCount));
 }
 
 void Args::atLeast(size_t wantTensors, size_t wantAttrs) const {
-  EXPECT((*this), count >= wantTensors, "at least " + plural(wantTensors, "tensor"), std::to_string(count));
+  EXPECT((*this), count >= wantTensors, "at least " + plural(wantTensors, "tensor"),
+         std::to_string(count));
   EXPECT((*this), attrCount >= wantAttrs, "at least " + plural(wantAttrs, "attribute"),
          std::to_string(attrCount));
 }
@@ -30,7 +32,8 @@ const View& Args::writable(size_t i) const {
 }
 
 const View& Args::typed(size_t i, DType dtype) const {
-  EXPECT((*this), tensors[i].dtype == dtype, std::string("tensor ") + std::to_string(i) + " of " + dtypeName(dtype),
+  EXPECT((*this), tensors[i].dtype == dtype,
+         std::string("tensor ") + std::to_string(i) + " of " + dtypeName(dtype),
          tensors[i].describe());
   return tensors[i];
 }
@@ -42,22 +45,24 @@ const View& Args::out(size_t i, DType dtype) const {
 
 void Args::sameShape(size_t i, size_t j) const {
   EXPECT((*this), tensors[i].sameShape(tensors[j]),
-         "tensor " + std::to_string(j) + " shaped as " + tensors[i].describe(), tensors[j].describe());
+         "tensor " + std::to_string(j) + " shaped as " + tensors[i].describe(),
+         tensors[j].describe());
 }
 
 void Args::shaped(size_t i, std::initializer_list<int64_t> dims) const {
   View want = tensors[i];
   want.rank = 0;
   for (int64_t d : dims) want.dims[want.rank++] = d;
-  EXPECT((*this), want.sameShape(tensors[i]), "tensor " + std::to_string(i) + " as " + want.describe(),
-         tensors[i].describe());
+  EXPECT((*this), want.sameShape(tensors[i]),
+         "tensor " + std::to_string(i) + " as " + want.describe(), tensors[i].describe());
 }
 
 int64_t Args::integer(size_t i, int64_t lo, int64_t hi) const {
   double v = attrs[i];
-  EXPECT((*this), v == std::floor(v) && v >= static_cast<double>(lo) && v <= static_cast<double>(hi),
-         "attribute " + std::to_string(i) + " to be an integer from " + std::to_string(lo) + " to " +
-             std::to_string(hi),
+  EXPECT((*this),
+         v == std::floor(v) && v >= static_cast<double>(lo) && v <= static_cast<double>(hi),
+         "attribute " + std::to_string(i) + " to be an integer from " + std::to_string(lo) +
+             " to " + std::to_string(hi),
          std::to_string(v));
   return static_cast<int64_t>(v);
 }

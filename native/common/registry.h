@@ -51,8 +51,8 @@ struct Context {
 };
 
 // Throws unless `ok`; the texts are made only then.
-#define EXPECT(args, ok, expected, received) \
-  do {                                       \
+#define EXPECT(args, ok, expected, received)            \
+  do {                                                  \
     if (!(ok)) fail((args).kernel, expected, received); \
   } while (false)
 

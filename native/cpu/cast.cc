@@ -76,7 +76,9 @@ void fromFloats(const IsaTable& isa, const float* x, const View& y, int64_t i, i
   }
 }
 
-bool isInteger(DType t) { return t == DType::i32 || t == DType::i64 || t == DType::u8 || t == DType::boolean; }
+bool isInteger(DType t) {
+  return t == DType::i32 || t == DType::i64 || t == DType::u8 || t == DType::boolean;
+}
 
 int64_t integerAt(const View& x, int64_t i) {
   switch (x.dtype) {
@@ -118,7 +120,8 @@ void cast(const Args& args) {
   args.context.ranges(x.count, Context::kGrain, [&](int64_t from, int64_t to, int) {
     if (x.dtype == y.dtype) {
       size_t size = dtypeSize(x.dtype);
-      std::memmove(y.data + static_cast<size_t>(from) * size, x.data + static_cast<size_t>(from) * size,
+      std::memmove(y.data + static_cast<size_t>(from) * size,
+                   x.data + static_cast<size_t>(from) * size,
                    static_cast<size_t>(to - from) * size);
       return;
     }

@@ -15,11 +15,11 @@ void broadcastStrides(const Args& args, size_t i, const View& y, int64_t* stride
   const View& x = args[i];
   int64_t step = 1;
   EXPECT(args, x.rank <= y.rank, "tensor " + std::to_string(i) + " to broadcast to " + y.describe(),
-              x.describe());
+         x.describe());
   for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
     int64_t size = s >= 0 ? x.dims[s] : 1;
     EXPECT(args, size == y.dims[d] || size == 1,
-                "tensor " + std::to_string(i) + " to broadcast to " + y.describe(), x.describe());
+           "tensor " + std::to_string(i) + " to broadcast to " + y.describe(), x.describe());
     strides[d] = size == 1 ? 0 : step;
     step *= size;
   }
@@ -66,8 +66,9 @@ void binary(const Args& args) {
   int inner = p.rank - 1;
   int64_t n = p.dims[inner], sa = p.a[inner], sb = p.b[inner];
   if (p.rank == 1) {
-    args.context.ranges(n, Context::kGrain,
-                        [&](int64_t i, int64_t e, int) { f(a + i * sa, sa, b + i * sb, sb, out + i, e - i); });
+    args.context.ranges(n, Context::kGrain, [&](int64_t i, int64_t e, int) {
+      f(a + i * sa, sa, b + i * sb, sb, out + i, e - i);
+    });
     return;
   }
   args.context.rows(y.count / n, n, [&](int64_t from, int64_t to, int) {
@@ -86,7 +87,8 @@ void binary(const Args& args) {
 
 template <class F>
 void flat(const Args& args, int64_t n, F f) {
-  args.context.ranges(n, Context::kGrain, [&](int64_t from, int64_t to, int) { f(from, to - from); });
+  args.context.ranges(n, Context::kGrain,
+                      [&](int64_t from, int64_t to, int) { f(from, to - from); });
 }
 
 template <int Op>

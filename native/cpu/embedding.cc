@@ -10,8 +10,9 @@ namespace {
 
 void checkIds(const Args& args, const int32_t* ids, int64_t n, int64_t vocabulary) {
   for (int64_t i = 0; i < n; i++) {
-    EXPECT(args, ids[i] >= 0 && ids[i] < vocabulary, "ids from 0 to " + std::to_string(vocabulary - 1),
-                std::to_string(ids[i]) + " at " + std::to_string(i));
+    EXPECT(args, ids[i] >= 0 && ids[i] < vocabulary,
+           "ids from 0 to " + std::to_string(vocabulary - 1),
+           std::to_string(ids[i]) + " at " + std::to_string(i));
   }
 }
 
@@ -21,14 +22,15 @@ void checkRows(const Args& args, size_t ids, size_t rows, int64_t c) {
   EXPECT(args, want.rank < kMaxRank, "ids of fewer axes", want.describe());
   want.dtype = args[rows].dtype;
   want.dims[want.rank++] = c;
-  EXPECT(args, want.sameShape(args[rows]), "tensor " + std::to_string(rows) + " as " + want.describe(),
-              args[rows].describe());
+  EXPECT(args, want.sameShape(args[rows]),
+         "tensor " + std::to_string(rows) + " as " + want.describe(), args[rows].describe());
 }
 
 void embedding(const Args& args) {
   args.counts(3, 0);
   const View& table = args[0];
-  EXPECT(args, isFloat(table.dtype) && table.rank == 2, "a table [V, C] of f32, f16 or bf16", table.describe());
+  EXPECT(args, isFloat(table.dtype) && table.rank == 2, "a table [V, C] of f32, f16 or bf16",
+         table.describe());
   int64_t v = table.dims[0], c = table.dims[1], n = args[1].count;
   const int32_t* ids = args.typed(1, DType::i32).as<int32_t>();
   checkIds(args, ids, n, v);
@@ -61,11 +63,13 @@ void embeddingGrad(const Args& args) {
   float* out = args.out(2).as<float>();
   auto axpy = args.context.isa->axpy;
   constexpr int64_t kBlock = 64;
-  args.context.rows((c + kBlock - 1) / kBlock, kBlock * (n + v), [&](int64_t from, int64_t to, int) {
-    int64_t begin = from * kBlock, width = std::min(to * kBlock, c) - begin;
-    for (int64_t r = 0; r < v; r++) std::fill_n(out + r * c + begin, width, 0.0f);
-    for (int64_t i = 0; i < n; i++) axpy(1.0f, dy + i * c + begin, out + ids[i] * c + begin, width);
-  });
+  args.context.rows((c + kBlock - 1) / kBlock, kBlock * (n + v),
+                    [&](int64_t from, int64_t to, int) {
+                      int64_t begin = from * kBlock, width = std::min(to * kBlock, c) - begin;
+                      for (int64_t r = 0; r < v; r++) std::fill_n(out + r * c + begin, width, 0.0f);
+                      for (int64_t i = 0; i < n; i++)
+                        axpy(1.0f, dy + i * c + begin, out + ids[i] * c + begin, width);
+                    });
 }
 
 }  // namespace

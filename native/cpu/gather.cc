@@ -17,13 +17,15 @@ Along check(const Args& args, size_t index, size_t source, size_t picked) {
   int axis = args.axis(0, x.rank);
   EXPECT(args, i.rank == x.rank, "an index of as many axes as " + x.describe(), i.describe());
   for (int d = 0; d < x.rank; d++) {
-    EXPECT(args, d == axis || i.dims[d] == x.dims[d], "an index that matches off the axis", i.describe());
+    EXPECT(args, d == axis || i.dims[d] == x.dims[d], "an index that matches off the axis",
+           i.describe());
   }
   args.sameShape(index, picked);
-  Along a = {x.product(0, axis), x.dims[axis], i.dims[axis], x.product(axis + 1, x.rank), i.as<int32_t>()};
+  Along a = {x.product(0, axis), x.dims[axis], i.dims[axis], x.product(axis + 1, x.rank),
+             i.as<int32_t>()};
   for (int64_t n = 0; n < i.count; n++) {
-    EXPECT(args, a.index[n] >= 0 && a.index[n] < a.from, "indices from 0 to " + std::to_string(a.from - 1),
-                std::to_string(a.index[n]));
+    EXPECT(args, a.index[n] >= 0 && a.index[n] < a.from,
+           "indices from 0 to " + std::to_string(a.from - 1), std::to_string(a.index[n]));
   }
   return a;
 }
@@ -45,7 +47,8 @@ void pick(const Args& args, const Along& a) {
 void gather(const Args& args) {
   args.counts(3, 1);
   Along a = check(args, 1, 0, 2);
-  EXPECT(args, args[0].dtype == args[2].dtype, "an output of the input's dtype", args[2].describe());
+  EXPECT(args, args[0].dtype == args[2].dtype, "an output of the input's dtype",
+         args[2].describe());
   args.writable(2);
   switch (dtypeSize(args[0].dtype)) {
     case 1:

@@ -64,7 +64,8 @@ struct IsaTable {
 
   // The part [m0,m1) x [n0,n1) of C, on the calling thread. An element's arithmetic depends on K
   // and its own row and column only.
-  void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch);
+  void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+               float* scratch);
 
   void (*widenF16)(const uint16_t* x, float* y, int64_t n);
   void (*widenBf16)(const uint16_t* x, float* y, int64_t n);
@@ -80,7 +81,7 @@ struct IsaTable {
   void (*swigluGrad)(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
                      int64_t n);
 
-  float (*maxOf)(const float* x, int64_t n);          // -inf when empty; NaN is passed over
+  float (*maxOf)(const float* x, int64_t n);  // -inf when empty; NaN is passed over
   double (*sum)(const float* x, int64_t n);
   double (*sumSquares)(const float* x, int64_t n);
   double (*dot)(const float* a, const float* b, int64_t n);
@@ -89,22 +90,24 @@ struct IsaTable {
   double (*expSum)(const float* x, float scale, float shift, float* y, int64_t n);
 
   void (*scaleMul)(const float* x, float s, const float* w, float* y, int64_t n);  // s * x * w
-  void (*axpy)(float s, const float* x, float* y, int64_t n);                       // y += s * x
+  void (*axpy)(float s, const float* x, float* y, int64_t n);                      // y += s * x
   // y = s * (w * d) + t * x + u
-  void (*normGrad)(const float* w, const float* d, float s, const float* x, float t, float u, float* y,
-                   int64_t n);
-  void (*addTo)(const float* x, double* acc, int64_t n);                            // acc += x
+  void (*normGrad)(const float* w, const float* d, float s, const float* x, float t, float u,
+                   float* y, int64_t n);
+  void (*addTo)(const float* x, double* acc, int64_t n);  // acc += x
   // acc += d * (s * (x - shift))
   void (*mulAddTo)(const float* d, const float* x, float s, float shift, double* acc, int64_t n);
   void (*normalize)(const float* x, float shift, float s, const float* w, const float* b, float* y,
-                    int64_t n);                                                     // (x - shift)*s*w + b
-  void (*softmaxGrad)(const float* y, const float* dy, float dot, float* dx, int64_t n);  // y*(dy - dot)
+                    int64_t n);  // (x - shift)*s*w + b
+  void (*softmaxGrad)(const float* y, const float* dy, float dot, float* dx,
+                      int64_t n);  // y*(dy - dot)
   void (*logSoftmaxGrad)(const float* y, const float* dy, float sum, float* dx, int64_t n);
   // x1' = x1*c - x2*s, x2' = x2*c + x1*s
-  void (*rotate)(const float* x1, const float* x2, const float* c, const float* s, float* y1, float* y2,
-                 int64_t n);
+  void (*rotate)(const float* x1, const float* x2, const float* c, const float* s, float* y1,
+                 float* y2, int64_t n);
   void (*adamw)(const float* g, float* p, float* m, float* v, const AdamWStep* step, int64_t n);
-  // Elements [i, i + n) of a dropout, i a multiple of 4: kept, times `keep`, where word >= threshold.
+  // Elements [i, i + n) of a dropout, i a multiple of 4: kept, times `keep`, where word >=
+  // threshold.
   void (*dropout)(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key);
   bool (*allFinite)(const float* x, int64_t n);
 };

@@ -35,14 +35,20 @@ inline __m256 root(__m256 x) { return _mm256_sqrt_ps(x); }
 
 typedef uint16_t halves8 __attribute__((vector_size(16)));
 inline __m256 widenHalf(halves8 h) { return _mm256_cvtph_ps((__m128i)h); }
-inline halves8 narrowHalf(__m256 x) { return (halves8)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+inline halves8 narrowHalf(__m256 x) {
+  return (halves8)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+}
 }  // namespace
 
+// Order matters: each builds on those before it.
+// clang-format off
 #include "simd/vec.h"
+#include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #define LOWRANK_TABLE lowrankIsaAvx2
 #include "simd/table.h"
+// clang-format on
 
 }  // namespace lowrank
 

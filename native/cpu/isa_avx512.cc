@@ -5,7 +5,10 @@
 
 #if defined(__clang__)
 #include <immintrin.h>
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))), apply_to = function)
+#pragma clang attribute push(                                                                 \
+    __attribute__((                                                                           \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 // gcc 12's own header trips this warning (gcc bug 105593).
@@ -30,7 +33,9 @@ constexpr int kVecs = 2;
 constexpr const char* kIsaName = "avx512";
 
 inline __mmask16 firstLanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
-inline __m512 loadPart(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(firstLanes(n), p); }
+inline __m512 loadPart(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(firstLanes(n), p);
+}
 inline void storePart(float* p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, firstLanes(n), v); }
 inline __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
 
@@ -41,11 +46,15 @@ inline halves16 narrowHalf(__m512 x) {
 }
 }  // namespace
 
+// Order matters: each builds on those before it.
+// clang-format off
 #include "simd/vec.h"
+#include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #define LOWRANK_TABLE lowrankIsaAvx512
 #include "simd/table.h"
+// clang-format on
 
 }  // namespace lowrank
 

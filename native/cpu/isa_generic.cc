@@ -14,10 +14,14 @@ constexpr int kVecs = 2;
 constexpr const char* kIsaName = "generic";
 }  // namespace
 
+// Order matters: each builds on those before it.
+// clang-format off
 #include "simd/vec.h"
+#include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #define LOWRANK_TABLE lowrankIsaGeneric
 #include "simd/table.h"
+// clang-format on
 
 }  // namespace lowrank

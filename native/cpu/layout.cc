@@ -40,14 +40,15 @@ void line(char* to, int64_t toStep, const char* from, int64_t fromStep, int64_t 
 
 }  // namespace
 
-void copyStrided(Context& context, char* to, const int64_t* toStrides, const char* from, const int64_t* fromStrides,
-                 const int64_t* dims, int rank, size_t size) {
+void copyStrided(Context& context, char* to, const int64_t* toStrides, const char* from,
+                 const int64_t* fromStrides, const int64_t* dims, int rank, size_t size) {
   int64_t n[kMaxRank + 1], a[kMaxRank + 1], b[kMaxRank + 1];
   int used = 0;
   for (int d = 0; d < rank; d++) {
     if (dims[d] == 0) return;
     if (dims[d] == 1) continue;
-    if (used > 0 && a[used - 1] == toStrides[d] * dims[d] && b[used - 1] == fromStrides[d] * dims[d]) {
+    if (used > 0 && a[used - 1] == toStrides[d] * dims[d] &&
+        b[used - 1] == fromStrides[d] * dims[d]) {
       n[used - 1] *= dims[d];
       a[used - 1] = toStrides[d];
       b[used - 1] = fromStrides[d];
@@ -88,7 +89,8 @@ void copyStrided(Context& context, char* to, const int64_t* toStrides, const cha
 namespace {
 
 void sameDType(const Args& args, size_t i, size_t j) {
-  EXPECT(args, args[i].dtype == args[j].dtype, std::string("one dtype, ") + dtypeName(args[i].dtype), args[j].describe());
+  EXPECT(args, args[i].dtype == args[j].dtype,
+         std::string("one dtype, ") + dtypeName(args[i].dtype), args[j].describe());
 }
 
 void permute(const Args& args) {
@@ -102,8 +104,9 @@ void permute(const Args& args) {
   EXPECT(args, y.rank == x.rank, "an output of as many axes", y.describe());
   for (int d = 0; d < x.rank; d++) {
     int axis = args.axis(static_cast<size_t>(d), x.rank);
-    EXPECT(args, !used[axis] && y.dims[d] == x.dims[axis], "each axis once, and an output of the permuted shape",
-                x.describe() + " to " + y.describe());
+    EXPECT(args, !used[axis] && y.dims[d] == x.dims[axis],
+           "each axis once, and an output of the permuted shape",
+           x.describe() + " to " + y.describe());
     used[axis] = true;
     strides[d] = from[axis];
   }
@@ -115,12 +118,14 @@ void permute(const Args& args) {
 int64_t partOffset(const Args& args, const View& whole, const View& part, const int64_t* strides) {
   args.counts(2, static_cast<size_t>(whole.rank));
   sameDType(args, 0, 1);
-  EXPECT(args, part.rank == whole.rank, "a part of as many axes as " + whole.describe(), part.describe());
+  EXPECT(args, part.rank == whole.rank, "a part of as many axes as " + whole.describe(),
+         part.describe());
   int64_t at = 0;
   for (int d = 0; d < whole.rank; d++) {
     int64_t start = args.integer(static_cast<size_t>(d), 0, whole.dims[d]);
-    EXPECT(args, part.dims[d] <= whole.dims[d] - start, "a part that lies within " + whole.describe(),
-                part.describe() + " from " + std::to_string(start) + " on axis " + std::to_string(d));
+    EXPECT(args, part.dims[d] <= whole.dims[d] - start,
+           "a part that lies within " + whole.describe(),
+           part.describe() + " from " + std::to_string(start) + " on axis " + std::to_string(d));
     at += start * strides[d];
   }
   return at * static_cast<int64_t>(dtypeSize(whole.dtype));
@@ -177,16 +182,18 @@ void concat(const Args& args) {
         sameDType(args, last, i);
         EXPECT(args, x.rank == y.rank, "inputs of as many axes as " + y.describe(), x.describe());
         for (int d = 0; d < y.rank; d++) {
-          EXPECT(args, d == axis || x.dims[d] == y.dims[d], "an input that fits " + y.describe(), x.describe());
+          EXPECT(args, d == axis || x.dims[d] == y.dims[d], "an input that fits " + y.describe(),
+                 x.describe());
         }
       } else {
         rowMajor(x, from);
-        copyStrided(args.context, y.data + at * to[axis] * static_cast<int64_t>(dtypeSize(y.dtype)), to, x.data, from,
-                    x.dims, x.rank, dtypeSize(y.dtype));
+        copyStrided(args.context, y.data + at * to[axis] * static_cast<int64_t>(dtypeSize(y.dtype)),
+                    to, x.data, from, x.dims, x.rank, dtypeSize(y.dtype));
       }
       at += x.dims[axis];
     }
-    EXPECT(args, at == y.dims[axis], "an output of " + std::to_string(at) + " along the axis", y.describe());
+    EXPECT(args, at == y.dims[axis], "an output of " + std::to_string(at) + " along the axis",
+           y.describe());
   }
 }
 
@@ -199,7 +206,8 @@ void broadcast(const Args& args) {
   rowMajor(y, to);
   for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
     int64_t n = s >= 0 ? x.dims[s] : 1;
-    EXPECT(args, n == 1 || n == y.dims[d], "an input that broadcasts to " + y.describe(), x.describe());
+    EXPECT(args, n == 1 || n == y.dims[d], "an input that broadcasts to " + y.describe(),
+           x.describe());
     from[d] = n == 1 ? 0 : step;
     step *= n;
   }
@@ -211,15 +219,17 @@ void copy(const Args& args) {
   const View &x = args[0], &y = args.writable(1);
   sameDType(args, 0, 1);
   EXPECT(args, x.count == y.count, std::to_string(x.count) + " elements", y.describe());
-  args.context.ranges(static_cast<int64_t>(x.bytes()), Context::kGrain * 4, [&](int64_t i, int64_t e, int) {
-    std::memmove(y.data + i, x.data + i, static_cast<size_t>(e - i));
-  });
+  args.context.ranges(static_cast<int64_t>(x.bytes()), Context::kGrain * 4,
+                      [&](int64_t i, int64_t e, int) {
+                        std::memmove(y.data + i, x.data + i, static_cast<size_t>(e - i));
+                      });
 }
 
 template <class T>
 void fillWith(const Args& args, T value) {
   T* y = args[0].as<T>();
-  args.context.ranges(args[0].count, Context::kGrain, [&](int64_t i, int64_t e, int) { std::fill(y + i, y + e, value); });
+  args.context.ranges(args[0].count, Context::kGrain,
+                      [&](int64_t i, int64_t e, int) { std::fill(y + i, y + e, value); });
 }
 
 void fill(const Args& args) {
@@ -246,7 +256,8 @@ void fill(const Args& args) {
     case DType::i32:
       return fillWith<int32_t>(args, static_cast<int32_t>(whole(INT32_MIN, INT32_MAX)));
     case DType::i64:
-      return fillWith<int64_t>(args, value >= 0x1p63 ? INT64_MAX : static_cast<int64_t>(whole(-0x1p63, 0x1p63)));
+      return fillWith<int64_t>(
+          args, value >= 0x1p63 ? INT64_MAX : static_cast<int64_t>(whole(-0x1p63, 0x1p63)));
     case DType::u8:
       return fillWith<uint8_t>(args, static_cast<uint8_t>(whole(0, 255)));
     case DType::boolean:

@@ -25,11 +25,13 @@ Loss check(const Args& args, size_t labels, size_t perRow) {
   l.labels = args.typed(labels, DType::i32).as<int32_t>();
   l.ignore = args.integer(0, INT32_MIN, INT32_MAX);
   l.smoothing = args.attrs[1];
-  EXPECT(args, l.smoothing >= 0 && l.smoothing <= 1, "smoothing from 0 to 1", std::to_string(l.smoothing));
+  EXPECT(args, l.smoothing >= 0 && l.smoothing <= 1, "smoothing from 0 to 1",
+         std::to_string(l.smoothing));
   for (int64_t i = 0; i < l.n; i++) {
-    EXPECT(args, l.labels[i] == l.ignore || (l.labels[i] >= 0 && l.labels[i] < l.v),
-                "labels below " + std::to_string(l.v) + " or the ignored one, " + std::to_string(l.ignore),
-                std::to_string(l.labels[i]) + " at row " + std::to_string(i));
+    EXPECT(
+        args, l.labels[i] == l.ignore || (l.labels[i] >= 0 && l.labels[i] < l.v),
+        "labels below " + std::to_string(l.v) + " or the ignored one, " + std::to_string(l.ignore),
+        std::to_string(l.labels[i]) + " at row " + std::to_string(i));
   }
   return l;
 }
@@ -76,8 +78,8 @@ void crossEntropyGrad(const Args& args) {
       const float* row = x + r * l.v;
       double sum = isa.expSum(row, 1.0f, isa.maxOf(row, l.v), out, l.v);
       double d = dloss[r];
-      isa.affine(out, static_cast<float>(d / sum), static_cast<float>(-d * l.smoothing / static_cast<double>(l.v)), out,
-                 l.v);
+      isa.affine(out, static_cast<float>(d / sum),
+                 static_cast<float>(-d * l.smoothing / static_cast<double>(l.v)), out, l.v);
       out[l.labels[r]] -= static_cast<float>(d * (1 - l.smoothing));
     }
   });

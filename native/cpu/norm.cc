@@ -110,7 +110,8 @@ void gradWeight(const Args& args) {
   Row* stats = held.as<Row>();
   if (n == 0) return;
   args.context.rows(rows, n, [&](int64_t from, int64_t to, int) {
-    for (int64_t r = from; r < to; r++) stats[r] = statistics<Centre>(isa, x + r * n, n, args.attrs[0]);
+    for (int64_t r = from; r < to; r++)
+      stats[r] = statistics<Centre>(isa, x + r * n, n, args.attrs[0]);
   });
   constexpr int64_t kBlock = 64;
   args.context.rows((n + kBlock - 1) / kBlock, kBlock * rows, [&](int64_t from, int64_t to, int) {

@@ -70,7 +70,8 @@ double fmaPeak(Context& context) {
   context.chunks(static_cast<size_t>(context.threads),
                  [&](int64_t, int) { sink.store(loop(kRounds)); });
   std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  return 2.0 * width * kSums * static_cast<double>(kRounds) * context.threads / seconds.count() / 1e9;
+  return 2.0 * width * kSums * static_cast<double>(kRounds) * context.threads / seconds.count() /
+         1e9;
 }
 
 }  // namespace lowrank

@@ -136,8 +136,9 @@ Axis axisOf(const Args& args, size_t full, size_t reducedTensor) {
   for (int d = 0; d < x.rank; d++) {
     if (d != axis) want.dims[want.rank++] = x.dims[d];
   }
-  EXPECT(args, want.sameShape(args[reducedTensor]), "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
-              args[reducedTensor].describe());
+  EXPECT(args, want.sameShape(args[reducedTensor]),
+         "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
+         args[reducedTensor].describe());
   return {x.product(0, axis), x.dims[axis], x.product(axis + 1, x.rank)};
 }
 
@@ -191,7 +192,7 @@ void maxGrad(const Args& args) {
   int64_t n = args[0].count;
   for (int64_t o = 0; o < n; o++) {
     EXPECT(args, index[o] >= 0 && index[o] < a.n, "an index below " + std::to_string(a.n),
-                std::to_string(index[o]));
+           std::to_string(index[o]));
   }
   std::fill(dx, dx + args[2].count, 0.0f);
   for (int64_t o = 0; o < n; o++) {
@@ -209,8 +210,9 @@ void sumSquares(const Args& args) {
   Workspace held(args.context.memory, static_cast<uint64_t>(blocks) * sizeof(double));
   double* part = held.as<double>();
   auto f = args.context.isa->sumSquares;
-  args.context.ranges(n, Context::kGrain,
-                      [&](int64_t i, int64_t e, int) { part[i / Context::kGrain] = f(x + i, e - i); });
+  args.context.ranges(n, Context::kGrain, [&](int64_t i, int64_t e, int) {
+    part[i / Context::kGrain] = f(x + i, e - i);
+  });
   double total = 0;
   for (int64_t b = 0; b < blocks; b++) total += part[b];
   *y.as<float>() = static_cast<float>(total);

@@ -10,8 +10,8 @@ namespace lowrank {
 namespace {
 
 // cos and sin of a position's angles, angles in doubles.
-void angles(int32_t position, const float* invFreq, int64_t half, double sign, double factor, float* cosine,
-            float* sine) {
+void angles(int32_t position, const float* invFreq, int64_t half, double sign, double factor,
+            float* cosine, float* sine) {
   for (int64_t i = 0; i < half; i++) {
     double angle = static_cast<double>(position) * static_cast<double>(invFreq[i]);
     cosine[i] = static_cast<float>(std::cos(angle) * factor);
@@ -27,8 +27,8 @@ void rope(const Args& args) {
   Floats x = floats(args, 0), invFreq = floats(args, 2);
   args.shaped(1, {b, t});
   const int32_t* positions = args.typed(1, DType::i32).as<int32_t>();
-  EXPECT(args, args[2].rank == 1 && 2 * args[2].count <= d, "inverse frequencies for at most D/2 pairs",
-              args[2].describe());
+  EXPECT(args, args[2].rank == 1 && 2 * args[2].count <= d,
+         "inverse frequencies for at most D/2 pairs", args[2].describe());
   args.sameShape(0, 3);
   float* y = args.out(3).as<float>();
   double sign = args.integer(0, 0, 1) ? -1 : 1, factor = args.attrs[1];
@@ -46,19 +46,22 @@ void rope(const Args& args) {
   args.context.rows(rows, half * 16, [&](int64_t from, int64_t to, int) {
     for (int64_t r = from; r < to; r++) {
       int32_t position = dense ? static_cast<int32_t>(low + r) : positions[r];
-      angles(position, invFreq, half, sign, factor, table + r * 2 * half, table + r * 2 * half + half);
+      angles(position, invFreq, half, sign, factor, table + r * 2 * half,
+             table + r * 2 * half + half);
     }
   });
   auto rotate = args.context.isa->rotate;
   args.context.rows(tokens, h * d, [&](int64_t from, int64_t to, int) {
     for (int64_t i = from; i < to; i++) {
-      const float* cosine = table + (dense ? positions[i] - static_cast<int64_t>(low) : i) * 2 * half;
+      const float* cosine =
+          table + (dense ? positions[i] - static_cast<int64_t>(low) : i) * 2 * half;
       for (int64_t head = 0; head < h; head++) {
         const float* in = x + (i * h + head) * d;
         float* out = y + (i * h + head) * d;
         rotate(in, in + half, cosine, cosine + half, out, out + half, half);
         if (2 * half < d) {
-          std::memcpy(out + 2 * half, in + 2 * half, static_cast<size_t>(d - 2 * half) * sizeof(float));
+          std::memcpy(out + 2 * half, in + 2 * half,
+                      static_cast<size_t>(d - 2 * half) * sizeof(float));
         }
       }
     }

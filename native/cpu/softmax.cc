@@ -50,7 +50,8 @@ void backward(const Args& args) {
       if (Log) {
         isa.logSoftmaxGrad(y + at, dy + at, static_cast<float>(isa.sum(dy + at, n)), dx + at, n);
       } else {
-        isa.softmaxGrad(y + at, dy + at, static_cast<float>(isa.dot(y + at, dy + at, n)), dx + at, n);
+        isa.softmaxGrad(y + at, dy + at, static_cast<float>(isa.dot(y + at, dy + at, n)), dx + at,
+                        n);
       }
     }
   });

@@ -31,7 +31,8 @@ VEC_INLINE vf partAs(const Brain* p, int64_t n) {
   return widenBrain(v);
 }
 
-// Transposes kWidth vectors in place: log2(kWidth) rounds of interleaving row i with row i + kWidth/2.
+// Transposes kWidth vectors in place: log2(kWidth) rounds of interleaving row i with row i +
+// kWidth/2.
 VEC_INLINE void transpose(vf* v) {
   vi low = {}, high = {};
   for (int i = 0; i < kWidth; i++) {
@@ -54,7 +55,8 @@ VEC_INLINE void transpose(vf* v) {
 // One panel whose lines run along the depth: dst[p * width + i] = src[i * step + p] for i < count,
 // zeros for count <= i < width.
 template <class T>
-static void packLines(const T* src, int64_t step, int64_t count, int64_t width, int64_t depth, float* dst) {
+static void packLines(const T* src, int64_t step, int64_t count, int64_t width, int64_t depth,
+                      float* dst) {
   for (int64_t g = 0; g < width; g += kWidth) {
     int64_t filled = count - g < kWidth ? (count - g > 0 ? count - g : 0) : kWidth;
     int64_t kept = width - g < kWidth ? width - g : kWidth;
@@ -103,7 +105,8 @@ static void packAcross(const T* src, int64_t step, int64_t depthStep, int64_t co
         int64_t filled = have - g;
         vf v = {};
         if (step != 1) {
-          for (int64_t i = 0; i < kWidth && i < filled; i++) v[i] = partAs(from + (at + g + i) * step, 1)[0];
+          for (int64_t i = 0; i < kWidth && i < filled; i++)
+            v[i] = partAs(from + (at + g + i) * step, 1)[0];
         } else if (filled >= kWidth) {
           v = loadAs(from + at + g);
         } else if (filled > 0) {
@@ -126,12 +129,13 @@ static void packPanels(const T* src, int64_t step, int64_t depthStep, int64_t co
   if (depthStep != 1) return packAcross(src, step, depthStep, count, panel, lastPanel, depth, dst);
   for (int64_t at = 0; at < count; at += panel) {
     int64_t have = count - at < panel ? count - at : panel;
-    packLines(src + at * step, step, have, have < panel ? lastPanel : panel, depth, dst + at * depth);
+    packLines(src + at * step, step, have, have < panel ? lastPanel : panel, depth,
+              dst + at * depth);
   }
 }
 
-static void pack(const void* src, int type, int64_t offset, int64_t step, int64_t depthStep, int64_t count,
-                 int64_t panel, int64_t lastPanel, int64_t depth, float* dst) {
+static void pack(const void* src, int type, int64_t offset, int64_t step, int64_t depthStep,
+                 int64_t count, int64_t panel, int64_t lastPanel, int64_t depth, float* dst) {
   if (type == 1) {
     packPanels((const Half*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
   } else if (type == 2) {
@@ -149,8 +153,8 @@ struct Update {
 
 // c[MR][NV*kWidth] (+)= alpha * a b (+ bias); a packed [depth][MR], b rows bStep apart.
 template <int MR, int NV>
-static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, float* c, int64_t cStep,
-                  const Update& u) {
+static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, float* c,
+                  int64_t cStep, const Update& u) {
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
@@ -182,7 +186,8 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
   }
 }
 
-typedef void (*MicroKernel)(int64_t, const float*, const float*, int64_t, float*, int64_t, const Update&);
+typedef void (*MicroKernel)(int64_t, const float*, const float*, int64_t, float*, int64_t,
+                            const Update&);
 
 // Height of the block used for a panel of `rows` rows: whole panels, or the next of 8, 4, 2, 1.
 VEC_INLINE int blockRows(int64_t rows) {
@@ -208,8 +213,9 @@ static MicroKernel pick(int height) {
 }
 
 // A block that sticks out of C is computed whole in a buffer by the same kernel.
-static void edge(MicroKernel kernel, int height, int64_t rows, int64_t cols, int64_t depth, const float* a,
-                 const float* b, int64_t bStep, float* c, int64_t cStep, const Update& u) {
+static void edge(MicroKernel kernel, int height, int64_t rows, int64_t cols, int64_t depth,
+                 const float* a, const float* b, int64_t bStep, float* c, int64_t cStep,
+                 const Update& u) {
   alignas(64) float block[kRows * kCols];
   alignas(64) float bias[kCols];
   Update v = u;
@@ -263,7 +269,8 @@ static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t
   }
 }
 
-static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
+static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                 float* scratch) {
   float* aPack = scratch;
   float* bPack = scratch + kRowBlock * kDepth;
   int64_t blocks = (t->k + kDepth - 1) / kDepth;
