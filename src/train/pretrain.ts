@@ -5,10 +5,9 @@ import { TokenFile } from '../io/token-file.js';
 import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
 import { randomParameters } from '../models/init.js';
 import { buildModel, saveModel } from '../models/load.js';
-import { AdamW, type ParameterGroup } from '../optim/index.js';
+import { AdamW, decayGroups } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
-import type { Tensor } from '../tensor/tensor.js';
 import { type Evaluation, evaluate } from './evaluate.js';
 import { hasTrainingState, loadTrainingState, saveTrainingState } from './state.js';
 import { type StepEvent, train } from './trainer.js';
@@ -66,19 +65,6 @@ function* inOrder(file: TokenFile, batchSize: number, limit: number): Generator<
       Int32Array.from({ length: size }, (_, i) => from + i),
     );
   }
-}
-
-/** Weight decay on matrices, none on norms and biases. */
-function decayGroups(
-  parameters: ReadonlyMap<string, Tensor>,
-  weightDecay: number,
-): ParameterGroup[] {
-  const part = (matrices: boolean) =>
-    new Map([...parameters].filter(([, p]) => p.shape.length > 1 === matrices));
-  return [
-    { parameters: part(true), weightDecay },
-    { parameters: part(false), weightDecay: 0 },
-  ];
 }
 
 /** Held-out loss by source, over at most `limit` windows each. */

@@ -1,0 +1,106 @@
+/**
+ * LoRA fine-tuning from TypeScript.
+ *
+ * The short way is {@link finetune}: a model directory and a JSON Lines file in, a PEFT adapter
+ * out. The long way is in its parts: {@link loadModel}, {@link LoraAdapters}, {@link AdamW},
+ * {@link train}, {@link saveAdapter}. Below both lie tensors, ops and modules.
+ *
+ * @packageDocumentation
+ */
+
+// Tensors, gradients and ops.
+export { backward, defineOp, detach, noGrad, scope, setTrainable } from './autograd/index.js';
+// Files.
+export { Checkpoint, openCheckpoint, type SaveOptions, saveCheckpoint } from './io/checkpoint.js';
+export {
+  type Batch,
+  collate,
+  type DataRecord,
+  type Example,
+  packExamples,
+  parseJsonl,
+  readJsonl,
+  tokenizeRecords,
+} from './io/dataset.js';
+export { type LoadOptions, SafetensorsFile, writeSafetensors } from './io/safetensors.js';
+export { BatchSampler, type SamplerOptions } from './io/sampler.js';
+export { TokenFile } from './io/token-file.js';
+export {
+  DecodeStream,
+  type EncodeOptions,
+  loadTokenizer,
+  Tokenizer,
+} from './io/tokenizer.js';
+
+// LoRA.
+export {
+  chooseTargets,
+  denseLayers,
+  type FullLoraConfig,
+  LoraAdapters,
+  type LoraConfig,
+  type LoraInit,
+  LoraLinear,
+  loadAdapter,
+  PRESETS,
+  readAdapterConfig,
+  saveAdapter,
+} from './lora/index.js';
+
+// Models and text.
+export { CausalLM, type KvCache, type LossResult, type TokenBatch } from './models/causal-lm.js';
+export { type GenerateOptions, generate, type SamplingOptions } from './models/generate.js';
+export { randomParameters } from './models/init.js';
+export { type LlamaConfig, LlamaForCausalLM, llamaConfig } from './models/llama.js';
+export {
+  buildModel,
+  type LoadModelOptions,
+  loadModel,
+  type SaveModelOptions,
+  saveModel,
+} from './models/load.js';
+export { type Merged, type MergeOptions, mergeAdapter } from './models/merge.js';
+export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
+// Modules.
+export {
+  Dense,
+  Embedding,
+  LayerNorm,
+  Linear,
+  Module,
+  type ParameterSource,
+  RMSNorm,
+  withTraining,
+} from './nn/index.js';
+export * as ops from './ops/index.js';
+// Optimizers and schedules.
+export {
+  AdamW,
+  type AdamWOptions,
+  clipFactor,
+  decayGroups,
+  gradientNorm,
+  type ParameterGroup,
+  SCHEDULES,
+  type ScheduleName,
+  scheduleFactor,
+} from './optim/index.js';
+export type { Backend, MemoryBooks, Purpose } from './tensor/backend.js';
+export { type CreateOptions, full, ones, tensor, zeros } from './tensor/create.js';
+export type { DType } from './tensor/dtype.js';
+export { BACKENDS, defaultBackend, getBackend, setDefaultBackend } from './tensor/registry.js';
+export type { Shape } from './tensor/shape.js';
+export { Tensor } from './tensor/tensor.js';
+// Fine-tuning, evaluation, pretraining.
+export {
+  type DataOptions,
+  evaluationBatches,
+  type TrainingData,
+  trainingData,
+} from './train/data.js';
+export { type Evaluation, evaluate } from './train/evaluate.js';
+export { finetune } from './train/finetune.js';
+export type * from './train/finetune-options.js';
+export { type EvalEvent, type PretrainOptions, pretrain } from './train/pretrain.js';
+export { hasTrainingState, loadTrainingState, saveTrainingState } from './train/state.js';
+export { type BatchSource, type StepEvent, type TrainOptions, train } from './train/trainer.js';

@@ -1,0 +1,136 @@
+import type { LoraConfig } from '../lora/index.js';
+import type { ScheduleName } from '../optim/index.js';
+import type { Backend, MemoryBooks, Purpose } from '../tensor/backend.js';
+import type { Evaluation } from './evaluate.js';
+import type { StepEvent } from './trainer.js';
+
+/** LoRA's settings in a fine-tuning run; without names, the targets are `all-linear`. */
+export type LoraSettings = Partial<LoraConfig>;
+
+/** Settings of {@link finetune}. */
+export interface FinetuneOptions {
+  /** A Hugging Face model directory with its tokenizer. It is not changed. */
+  readonly modelDir: string;
+  /** JSON Lines with `text`, or with `prompt` and `completion`. */
+  readonly dataFile: string;
+  /** JSON Lines on which the loss is measured before, between and after. */
+  readonly evalFile?: string;
+  /** Where the adapter, or with `full` the model, is written. */
+  readonly out: string;
+  /** Default: rank 8, alpha 16, all-linear, no dropout. */
+  readonly lora?: LoraSettings;
+  /** Trains every parameter instead of an adapter. */
+  readonly full?: boolean;
+  /** Peak learning rate. Default 2e-4, with `full` 2e-5. */
+  readonly lr?: number;
+  /** Optimizer steps; or give `epochs`. */
+  readonly steps?: number;
+  /** Passes over the data. Default 1. */
+  readonly epochs?: number;
+  /** Sequences of a micro-batch. Default 8. */
+  readonly batchSize?: number;
+  /** Micro-batches whose gradients make one step. Default 1. */
+  readonly accumulation?: number;
+  /** The most tokens of a sequence. Default 512, or the model's positions where they are fewer. */
+  readonly seqLength?: number;
+  /** Default cosine. */
+  readonly schedule?: ScheduleName;
+  /** Steps of linear warm-up. Default 3% of the steps. */
+  readonly warmupSteps?: number;
+  /** Default 0. */
+  readonly weightDecay?: number;
+  /** Largest gradient norm; 0 for no clipping. Default 1. */
+  readonly maxGradNorm?: number;
+  /** Of the adapter's start, the order of the data and dropout. Default 0. */
+  readonly seed?: number;
+  /** A backend or its name. Default auto: cpu where the addon is built, else reference. */
+  readonly backend?: Backend | string;
+  /** Worker threads; results do not depend on it. Default: the backend's. */
+  readonly threads?: number;
+  /** Steps between evaluations; 0 for before and after only. Default 0. */
+  readonly evalEvery?: number;
+  /** Steps between saves; 0 for the end only. Default 200. */
+  readonly saveEvery?: number;
+  /** Goes on from the state in `out` where a run of these settings was stopped. */
+  readonly resume?: boolean;
+  /** Lets `out` hold something else: its state and record are removed, files of ours replaced. */
+  readonly overwrite?: boolean;
+  /** Ends the run after the step under way, saved. */
+  readonly signal?: AbortSignal;
+}
+
+/** What is going to be done. */
+export interface StartEvent {
+  readonly type: 'start';
+  readonly method: 'lora' | 'full';
+  readonly modelDir: string;
+  readonly dataFile: string;
+  readonly out: string;
+  readonly backend: string;
+  /** Sequences of an epoch; plain texts are packed into full ones. */
+  readonly examples: number;
+  readonly tokens: number;
+  /** Labels that count for the loss. */
+  readonly targets: number;
+  /** Examples longer than `seqLength`, and the tokens they lost. */
+  readonly truncatedExamples: number;
+  readonly truncatedTokens: number;
+  readonly trainableParameters: number;
+  /** Base and adapter together. */
+  readonly totalParameters: number;
+  readonly steps: number;
+  /** Steps done by the run that this one goes on with. */
+  readonly resumedFrom: number;
+  readonly seqLength: number;
+  readonly batchSize: number;
+  readonly accumulation: number;
+  readonly lr: number;
+  /** Bytes held now. */
+  readonly memory: Readonly<Record<Purpose, number>>;
+}
+
+/** A training step, and how the run goes. */
+export interface StepProgress extends StepEvent {
+  /** Of the whole run. */
+  readonly steps: number;
+  /** Tokens that passed through the model a second, without padding, over the last steps. */
+  readonly tokensPerSecond: number;
+  readonly secondsLeft: number;
+}
+
+/** The loss on the evaluation file after `step` steps; at 0 that of the base model. */
+export interface EvaluationEvent extends Evaluation {
+  readonly type: 'eval';
+  readonly step: number;
+}
+
+export interface SavedEvent {
+  readonly type: 'saved';
+  readonly step: number;
+  readonly path: string;
+  /** Of the adapter's (or the model's weights') files. */
+  readonly bytes: number;
+}
+
+/** How a run ended. */
+export interface DoneEvent {
+  readonly type: 'done';
+  readonly step: number;
+  readonly steps: number;
+  /** Whether it was stopped by its signal before the last step. */
+  readonly stopped: boolean;
+  /** Whether `resume` found a run that had done all its steps: nothing was changed. */
+  readonly alreadyDone?: boolean;
+  readonly seconds: number;
+  /** Means over the first and the last 20 steps of this run. */
+  readonly trainLoss?: { readonly first: number; readonly last: number };
+  /** Of the base model, where there is an evaluation file (not when a full run is resumed). */
+  readonly before?: Evaluation;
+  readonly after?: Evaluation;
+  /** Live and peak bytes by purpose of the backend since the run began. */
+  readonly memory: MemoryBooks;
+  /** Of the adapter's (or the model's weights') files. */
+  readonly bytes?: number;
+}
+
+export type FinetuneEvent = StartEvent | StepProgress | EvaluationEvent | SavedEvent | DoneEvent;

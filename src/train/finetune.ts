@@ -1,0 +1,194 @@
+import { setImmediate } from 'node:timers/promises';
+import { evaluationBatches } from './data.js';
+import { type Evaluation, evaluate } from './evaluate.js';
+import type {
+  FinetuneEvent,
+  FinetuneOptions,
+  SavedEvent,
+  StepProgress,
+} from './finetune-options.js';
+import { type Plan, prepare } from './finetune-plan.js';
+import { removeState, writeRecord } from './run-folder.js';
+import { saveTrainingState } from './state.js';
+import { type StepEvent, train } from './trainer.js';
+
+export type * from './finetune-options.js';
+
+/** Steps without a finite loss, one after the other, after which a run gives up. */
+const MOST_SKIPPED = 10;
+
+/** Steps over which speed, time left, and the first and last loss are averaged. */
+const WINDOW = 20;
+
+/**
+ * Fine-tunes a Hugging Face model directory on a JSON Lines file, with LoRA or in full, and writes
+ * a PEFT adapter (or, in full, a model directory) to `out`. Between evaluations and at the end it
+ * also saves its state in `<out>/state`, from which `resume` goes on bit for bit; a finished run
+ * leaves `training.json` with its settings and results instead.
+ *
+ * Aborting the signal ends the run after the step under way, with a usable adapter and its state
+ * saved, and a `done` event that says `stopped`. Leaving the loop early saves nothing.
+ * @throws when a setting is out of range, a file is missing or malformed, no example has anything
+ *   to learn, `out` holds something else, or the loss stays without a finite value
+ */
+export async function* finetune(options: FinetuneOptions): AsyncGenerator<FinetuneEvent> {
+  const plan = prepare(options);
+  try {
+    yield* run(plan, options.signal);
+  } finally {
+    plan.dispose();
+  }
+}
+
+async function* run(plan: Plan, signal?: AbortSignal): AsyncGenerator<FinetuneEvent> {
+  const { steps, optimizer, backend } = plan;
+  const started = performance.now();
+  yield plan.startEvent();
+  const end = (rest: object) => ({
+    type: 'done' as const,
+    step: optimizer.step,
+    steps,
+    seconds: (performance.now() - started) / 1000,
+    memory: backend.memory(),
+    ...rest,
+  });
+  if (plan.finished) {
+    yield { ...end({}), step: steps, stopped: false, alreadyDone: true };
+    return;
+  }
+  const before = await plan.asBase(() => evaluateAll(plan, signal));
+  if (before) yield { type: 'eval', step: 0, ...before };
+  const losses: number[] = [];
+  let latest: { step: number; evaluation: Evaluation } | undefined;
+  let saved = -1;
+  for await (const event of training(plan, losses, signal)) {
+    yield event;
+    const due = (every: number) => every > 0 && event.step % every === 0;
+    if (due(plan.saveEvery) && event.step < steps) {
+      saved = event.step;
+      yield save(plan, {});
+    }
+    if (due(plan.evalEvery)) {
+      const evaluation = await evaluateAll(plan, signal);
+      if (!evaluation) continue;
+      latest = { step: event.step, evaluation };
+      yield { type: 'eval', step: event.step, ...evaluation };
+    }
+  }
+  const stopped = optimizer.step < steps;
+  const trainLoss = lossChange(losses);
+  if (saved !== optimizer.step) yield save(plan, { ...(trainLoss ? { trainLoss } : {}) });
+  let after = latest?.step === optimizer.step ? latest.evaluation : undefined;
+  if (!after && !stopped) {
+    after = await evaluateAll(plan, signal);
+    if (after) yield { type: 'eval', step: optimizer.step, ...after };
+  }
+  const results = {
+    ...(trainLoss ? { trainLoss } : {}),
+    ...(before ? { before } : {}),
+    ...(after ? { after } : {}),
+  };
+  if (!stopped) writeRecord(plan.out, { settings: plan.settings, step: steps, steps, results });
+  yield { ...end(results), stopped, bytes: plan.savedBytes() };
+}
+
+/** The training steps, with speed and time left. Gives up when the loss stays not finite. */
+async function* training(
+  plan: Plan,
+  losses: number[],
+  signal?: AbortSignal,
+): AsyncGenerator<StepProgress> {
+  const recent: { seconds: number; tokens: number }[] = [];
+  let skippedInARow = 0;
+  let at = performance.now();
+  let tokensBefore = plan.tokensSeen();
+  const { steps, lr, schedule, warmupSteps, maxGradNorm, accumulation, seed } = plan;
+  const stream = train(plan.model, plan.optimizer, plan.source, {
+    steps,
+    lr,
+    schedule,
+    warmupSteps,
+    maxGradNorm,
+    accumulation,
+    seed,
+    ...(signal ? { signal } : {}),
+  });
+  for await (const event of stream) {
+    const now = performance.now();
+    const tokens = plan.tokensSeen();
+    recent.push({ seconds: (now - at) / 1000, tokens: tokens - tokensBefore });
+    if (recent.length > WINDOW) recent.shift();
+    const seconds = recent.reduce((n, r) => n + r.seconds, 0);
+    yield {
+      ...event,
+      steps,
+      tokensPerSecond: recent.reduce((n, r) => n + r.tokens, 0) / seconds,
+      secondsLeft: ((steps - event.step) * seconds) / recent.length,
+    };
+    skippedInARow = isNotFinite(event) ? skippedInARow + 1 : 0;
+    if (event.skipped === undefined) losses.push(event.loss);
+    if (skippedInARow >= MOST_SKIPPED) throw givenUp(plan, event, losses.length > 0);
+    // What the consumer does between two steps (evaluating, saving) is not training time.
+    at = performance.now();
+    tokensBefore = tokens;
+  }
+}
+
+function isNotFinite({ skipped, tokens }: StepEvent): boolean {
+  return skipped !== undefined && tokens > 0;
+}
+
+function givenUp(plan: Plan, event: StepEvent, moved: boolean): Error {
+  let where = 'Nothing was saved, as no step had changed a weight';
+  if (moved) {
+    plan.saveWeights();
+    where = `The weights of the last good step are in ${plan.out}`;
+  }
+  return new Error(
+    `[train step ${event.step}] expected a finite loss and gradients, received none in ` +
+      `${MOST_SKIPPED} steps in a row (loss ${event.loss}). ${where}. ` +
+      'Try a smaller lr, a longer warm-up, or look for NaN in the base model',
+  );
+}
+
+/** Means of the first and the last steps' losses. */
+function lossChange(losses: readonly number[]): { first: number; last: number } | undefined {
+  if (losses.length === 0) return undefined;
+  const mean = (part: readonly number[]) => part.reduce((n, l) => n + l, 0) / part.length;
+  return { first: mean(losses.slice(0, WINDOW)), last: mean(losses.slice(-WINDOW)) };
+}
+
+/** Writes the weights and the record, and the state to go on from while there are steps left. */
+function save(plan: Plan, results: Readonly<Record<string, unknown>>): SavedEvent {
+  const { out, optimizer, steps, settings } = plan;
+  const { step } = optimizer;
+  // In this order a crash in between leaves a folder that can be gone on with, or a finished one.
+  if (step < steps) {
+    saveTrainingState(plan.stateDir, plan.parameters, optimizer, settings);
+    writeRecord(out, { settings, step, steps, results });
+    plan.saveWeights();
+  } else {
+    plan.saveWeights();
+    writeRecord(out, { settings, step, steps, results });
+    removeState(out);
+  }
+  return { type: 'saved', step, path: out, bytes: plan.savedBytes() };
+}
+
+/** The loss on the evaluation file; undefined where there is none, or when the run is stopped. */
+async function evaluateAll(plan: Plan, signal?: AbortSignal): Promise<Evaluation | undefined> {
+  const { evalRecords, tokenizer, seqLength, batchSize, model } = plan;
+  if (!evalRecords) return undefined;
+  let sum = 0;
+  let tokens = 0;
+  for (const batch of evaluationBatches(evalRecords, tokenizer, seqLength, batchSize)) {
+    const part = evaluate(model, [batch]);
+    if (part.tokens > 0) sum += part.loss * part.tokens;
+    tokens += part.tokens;
+    // Lets a signal be heard in the middle of a long evaluation.
+    await setImmediate();
+    if (signal?.aborted) return undefined;
+  }
+  const loss = sum / tokens;
+  return { loss, perplexity: Math.exp(loss), tokens };
+}
