@@ -1,6 +1,7 @@
 import { setTrainable } from '../autograd/index.js';
-import type { Module, ParameterSource } from '../nn/index.js';
-import { failure, nearest } from '../tensor/errors.js';
+import type { Dense, Module, ParameterSource } from '../nn/index.js';
+import { failure, nearest, shapeText } from '../tensor/errors.js';
+import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
 import { baseOf, LoraBranch, LoraLinear } from './layer.js';
@@ -18,6 +19,18 @@ export type BranchTensors = (
   readonly b: Tensor;
 };
 
+/** Throws unless a branch's A is [r, in] and its B [out, r]. */
+function checkShapes(branch: LoraBranch, rank: number, layer: Dense): void {
+  const { path, a, b } = branch;
+  const wanted = [
+    [rank, layer.inFeatures],
+    [layer.outFeatures, rank],
+  ] as const;
+  if (sameShape(a.shape, wanted[0]) && sameShape(b.shape, wanted[1])) return;
+  const text = (shapes: readonly Shape[]) => shapes.map(shapeText).join(' and ');
+  throw failure(`lora adapter, ${path}`, text(wanted), text([a.shape, b.shape]));
+}
+
 /**
  * The LoRA adapters of a model: several by name, at most one active. The model's own parameters
  * are frozen and never written; with no adapter active its outputs are the base's, bit for bit.
@@ -28,8 +41,16 @@ export class LoraAdapters {
   readonly #base: ReadonlyMap<string, Tensor>;
   #active: string | null = null;
 
-  /** @param model a plain model; its parameters become frozen */
+  /**
+   * @param model a plain model; its parameters become frozen
+   * @throws when it has adapters already: one object holds all of a model's
+   */
   constructor(readonly model: Module) {
+    for (const { path, module } of model.namedModules()) {
+      if (module instanceof LoraLinear) {
+        throw failure('lora', 'a plain model', `one with adapters on ${path}`);
+      }
+    }
     this.#base = new Map(model.namedParameters());
     for (const p of this.#base.values()) setTrainable(p, false);
   }
@@ -58,13 +79,24 @@ export class LoraAdapters {
     return this.setTrainable(name, true).setActive(name);
   }
 
-  /** Adds an adapter from tensors, frozen and active. The adapter owns the tensors. */
+  /**
+   * Adds an adapter from tensors, A [r, in] and B [out, r], frozen and active. The adapter owns
+   * the tensors.
+   * @throws on a tensor of another shape; those asked for so far are then freed
+   */
   addFrom(name: string, config: LoraConfig, tensors: BranchTensors): this {
     const full = fullConfig(config);
     this.#attach(name, full, (path, target) => {
       const { a, b } = tensors(path, target.layer);
       const scaling = full.alpha / full.rank;
-      return new LoraBranch(path, a.keep(), b.keep(), scaling, full.dropout);
+      const branch = new LoraBranch(path, a.keep(), b.keep(), scaling, full.dropout);
+      try {
+        checkShapes(branch, full.rank, target.layer);
+      } catch (error) {
+        branch.dispose();
+        throw error;
+      }
+      return branch;
     });
     return this.setTrainable(name, false).setActive(name);
   }
@@ -154,6 +186,10 @@ export class LoraAdapters {
    */
   mergedSource(...names: readonly string[]): ParameterSource {
     for (const name of names) this.#known(name);
+    if (names.length === 0) throw failure('merge', 'at least one adapter', 'none');
+    if (new Set(names).size < names.length) {
+      throw failure('merge', 'each adapter once', names.join(', '));
+    }
     return (parameterName) => {
       const path = parameterName.replace(/\.weight$/, '');
       const held = parameterName.endsWith('.weight') ? this.#wrapped.get(path) : undefined;

@@ -1,4 +1,4 @@
-import { failure } from '../tensor/errors.js';
+import { failure, nearest } from '../tensor/errors.js';
 
 /** How a new adapter's A begins: B is zero, so that either starts at the base model. */
 export type LoraInit = 'kaiming' | 'gaussian';
@@ -20,8 +20,15 @@ export interface LoraConfig {
 /** A configuration with every default filled and checked. */
 export type FullLoraConfig = Required<LoraConfig>;
 
-/** Fills the defaults. @throws naming the setting that is out of range */
+const SETTINGS: readonly string[] = ['rank', 'alpha', 'targetModules', 'dropout', 'init'];
+
+/** Fills the defaults. @throws naming the setting that is unknown or out of range */
 export function fullConfig(config: LoraConfig): FullLoraConfig {
+  for (const key of Object.keys(config)) {
+    if (SETTINGS.includes(key)) continue;
+    const near = nearest(key.replaceAll('_', ''), SETTINGS, 1).join('');
+    throw failure('lora', `settings of ${SETTINGS.join(', ')}`, `"${key}"`, `Nearest: ${near}`);
+  }
   const rank = config.rank ?? 8;
   const full: FullLoraConfig = {
     rank,
@@ -37,9 +44,11 @@ export function fullConfig(config: LoraConfig): FullLoraConfig {
   if (!(full.dropout >= 0 && full.dropout < 1)) {
     throw failure('lora dropout', '0 ≤ p < 1', String(full.dropout));
   }
-  if (full.targetModules.length === 0) {
-    throw failure('lora targetModules', 'at least one name', 'none');
+  const targets: unknown = full.targetModules;
+  if (!Array.isArray(targets) || !targets.every((t) => typeof t === 'string')) {
+    throw failure('lora targetModules', 'a list of names', JSON.stringify(targets) ?? 'nothing');
   }
+  if (targets.length === 0) throw failure('lora targetModules', 'at least one name', 'none');
   if (full.init !== 'kaiming' && full.init !== 'gaussian') {
     throw failure('lora init', 'kaiming or gaussian', `"${full.init}"`);
   }
