@@ -131,6 +131,7 @@ export abstract class CausalLM extends Module {
    * label pass the head.
    */
   loss(batch: TokenBatch, denominator?: number): LossResult {
+    checkBatch(batch, this.vocabSize);
     const { rows, labels } = shiftedLabels(batch);
     const tokens = rows.length;
     const { backend } = this;

@@ -17,12 +17,8 @@ export interface ConfigReader {
 
 /** Reads the fields of a configuration. @param where its name in errors */
 export function readConfig(json: Json, where: string): ConfigReader {
-  const fail = (field: string, expected: string) =>
-    failure(
-      `config of ${where}`,
-      `${field}: ${expected}`,
-      JSON.stringify(json[field]) ?? 'nothing',
-    );
+  const fail = (field: string, expected: string, value = json[field]) =>
+    failure(`config of ${where}`, `${field}: ${expected}`, JSON.stringify(value) ?? 'nothing');
   const read = <T>(
     field: string,
     fallback: T | undefined,
@@ -30,7 +26,7 @@ export function readConfig(json: Json, where: string): ConfigReader {
     expected: string,
   ): T => {
     const value = json[field] ?? fallback;
-    if (!valid(value)) throw fail(field, expected);
+    if (!valid(value)) throw fail(field, expected, value);
     return value as T;
   };
   return {

@@ -20,7 +20,10 @@ const ARCHITECTURES: Readonly<Record<string, (config: Json, source: ParameterSou
     llama: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
   };
 
-/** Builds a model of the architecture that a config.json names, from any source of parameters. */
+/**
+ * Builds a model of the architecture that a config.json names, from any source of parameters.
+ * @throws as the configuration and the source do; the parameters got so far are then freed
+ */
 export function buildModel(config: Json, source: ParameterSource): CausalLM {
   const type = String(config.model_type);
   const build = ARCHITECTURES[type];
@@ -32,7 +35,17 @@ export function buildModel(config: Json, source: ParameterSource): CausalLM {
       `Nearest: ${nearest(type, Object.keys(ARCHITECTURES), 1).join('')}`,
     );
   }
-  return build(config, source);
+  const made: Tensor[] = [];
+  try {
+    return build(config, (name, shape) => {
+      const t = source(name, shape);
+      made.push(t);
+      return t;
+    });
+  } catch (error) {
+    for (const t of made) t.dispose();
+    throw error;
+  }
 }
 
 /** How {@link loadModel} loads. */
@@ -54,7 +67,27 @@ export function loadModel(dir: string, options: LoadModelOptions = {}): CausalLM
   const checkpoint = openCheckpoint(dir);
   const backend =
     typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
-  return buildModel(checkpoint.config, checkpointSource(checkpoint, backend, options));
+  const source = checkpointSource(checkpoint, backend, options);
+  const left = new Set(checkpoint.tensors.keys());
+  const model = buildModel(checkpoint.config, (name, shape) => {
+    left.delete(name);
+    return source(name, shape);
+  });
+  const homeless = [...left].filter((name) => !isDerived(name, checkpoint.config));
+  if (homeless.length === 0) return model;
+  model.dispose();
+  const some = homeless.slice(0, 5).join(', ');
+  throw failure(
+    `model ${dir}`,
+    `only tensors of a ${checkpoint.config.model_type} model`,
+    `${homeless.length} others: ${some}${homeless.length > 5 ? ', …' : ''}`,
+  );
+}
+
+/** Tensors that some checkpoints hold although they follow from others or from the settings. */
+function isDerived(name: string, config: Json): boolean {
+  if (name.endsWith('.rotary_emb.inv_freq')) return true;
+  return name === 'lm_head.weight' && config.tie_word_embeddings === true;
 }
 
 function checkpointSource(
