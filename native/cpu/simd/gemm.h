@@ -88,36 +88,44 @@ static void packLines(const T* src, int64_t step, int64_t count, int64_t width, 
   }
 }
 
-// All panels at once where a line runs across them (step 1), so that memory is read in order; the
-// last panel may be narrower. For other steps the elements are picked one by one.
+// `rows` steps of the depth of one panel: to[p * width + i] = from[i * step + p * depthStep].
+template <class T>
+VEC_INLINE void packStrip(const T* from, int64_t step, int64_t depthStep, int64_t have,
+                          int64_t width, int64_t rows, float* to) {
+  for (int64_t p = 0; p < rows; p++, from += depthStep, to += width) {
+    for (int64_t g = 0; g < width; g += kWidth) {
+      int64_t filled = have - g;
+      vf v = {};
+      if (step != 1) {
+        for (int64_t i = 0; i < kWidth && i < filled; i++)
+          v[i] = partAs(from + (g + i) * step, 1)[0];
+      } else if (filled >= kWidth) {
+        v = loadAs(from + g);
+      } else if (filled > 0) {
+        v = partAs(from + g, filled);
+      }
+      if (width - g >= kWidth) {
+        store(to + g, v);
+      } else {
+        storePart(to + g, v, width - g);
+      }
+    }
+  }
+}
+
+// All panels at once where a line runs across them, a few lines at a time, so that memory is read
+// almost in order; the last panel may be narrower. Steps other than 1 are picked one by one.
 template <class T>
 static void packAcross(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t panel,
                        int64_t lastPanel, int64_t depth, float* dst) {
-  for (int64_t p = 0; p < depth; p++) {
-    const T* from = src + p * depthStep;
-    float* panels = dst;
+  constexpr int64_t kLines = 8;
+  for (int64_t p = 0; p < depth; p += kLines) {
+    int64_t rows = depth - p < kLines ? depth - p : kLines;
     for (int64_t at = 0; at < count; at += panel) {
       int64_t have = count - at < panel ? count - at : panel;
       int64_t width = have < panel ? lastPanel : panel;
-      float* to = panels + p * width;
-      panels += panel * depth;
-      for (int64_t g = 0; g < width; g += kWidth) {
-        int64_t filled = have - g;
-        vf v = {};
-        if (step != 1) {
-          for (int64_t i = 0; i < kWidth && i < filled; i++)
-            v[i] = partAs(from + (at + g + i) * step, 1)[0];
-        } else if (filled >= kWidth) {
-          v = loadAs(from + at + g);
-        } else if (filled > 0) {
-          v = partAs(from + at + g, filled);
-        }
-        if (width - g >= kWidth) {
-          store(to + g, v);
-        } else {
-          storePart(to + g, v, width - g);
-        }
-      }
+      packStrip(src + at * step + p * depthStep, step, depthStep, have, width, rows,
+                dst + at * depth + p * width);
     }
   }
 }
