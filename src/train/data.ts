@@ -9,6 +9,7 @@ import {
 } from '../io/dataset.js';
 import { BatchSampler } from '../io/sampler.js';
 import type { Tokenizer } from '../io/tokenizer.js';
+import { failure } from '../tensor/errors.js';
 import type { BatchSource } from './trainer.js';
 
 /** How records become batches. */
@@ -32,6 +33,21 @@ export interface TrainingData extends BatchSource {
 }
 
 const NO_PADDING_ID = 0;
+
+const DEFAULT_SEQ_LENGTH = 512;
+
+/**
+ * The most tokens of a sequence: as asked for, by default 512 or the model's positions where they
+ * are fewer.
+ * @throws when the model has fewer positions than were asked for
+ */
+export function sequenceLength(asked: number | undefined, positions: number): number {
+  if (asked === undefined) return Math.min(DEFAULT_SEQ_LENGTH, positions);
+  if (asked > positions) {
+    throw failure('seqLength', `at most the model's ${positions} positions`, String(asked));
+  }
+  return asked;
+}
 
 /**
  * The examples of some records. Plain texts are cut into full sequences of `seqLength` tokens end to

@@ -122,7 +122,7 @@ export interface DoneEvent {
   /** Whether `resume` found a run that had done all its steps: nothing was changed. */
   readonly alreadyDone?: boolean;
   readonly seconds: number;
-  /** Means over the first and the last 20 steps of this run. */
+  /** Means over the first and the last steps of this call: 20, or half of them where fewer. */
   readonly trainLoss?: { readonly first: number; readonly last: number };
   /** Of the base model, where there is an evaluation file (not when a full run is resumed). */
   readonly before?: Evaluation;

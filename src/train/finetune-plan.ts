@@ -12,7 +12,7 @@ import type { Backend } from '../tensor/backend.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { makeExamples, type TrainingData, trainingData } from './data.js';
+import { makeExamples, sequenceLength, type TrainingData, trainingData } from './data.js';
 import type { FinetuneOptions, StartEvent } from './finetune-options.js';
 import {
   checkOutFolder,
@@ -28,7 +28,6 @@ import type { BatchSource } from './trainer.js';
 /** The adapter's name while it is trained. */
 const ADAPTER = 'trained';
 
-const DEFAULT_SEQ_LENGTH = 512;
 const WARMUP_SHARE = 0.03;
 
 /** What is trained: an adapter on a frozen model, or all of it. */
@@ -211,14 +210,6 @@ function readEvaluation(file: string, tokenizer: Tokenizer, seqLength: number): 
   throw failure(`eval ${file}`, 'something to predict', `${examples.length} examples without`);
 }
 
-function chooseSeqLength(asked: number | undefined, most: number): number {
-  if (asked === undefined) return Math.min(DEFAULT_SEQ_LENGTH, most);
-  if (asked > most) {
-    throw failure('finetune seqLength', `at most the model's ${most} positions`, String(asked));
-  }
-  return asked;
-}
-
 function countSteps(options: FinetuneOptions, s: Settled, examples: number): number {
   if (options.steps !== undefined) return options.steps;
   const batches = Math.ceil(examples / s.batchSize);
@@ -278,7 +269,7 @@ function assemble(options: FinetuneOptions, s: Settled, trainee: Trainee, loaded
   const { modelDir, dataFile, out, evalFile } = options;
   const { backend, records, checkpoint, tokenizer } = loaded;
   const { full, lr, batchSize, accumulation, seed } = s;
-  const seqLength = chooseSeqLength(options.seqLength, trainee.model.maxPositions);
+  const seqLength = sequenceLength(options.seqLength, trainee.model.maxPositions);
   const data = trainingData(records, tokenizer, { seqLength, batchSize, accumulation, seed });
   const { tokens, targets } = checkData(dataFile, data);
   const evalRecords =

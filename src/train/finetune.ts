@@ -155,7 +155,8 @@ function givenUp(plan: Plan, event: StepEvent, moved: boolean): Error {
 function lossChange(losses: readonly number[]): { first: number; last: number } | undefined {
   if (losses.length === 0) return undefined;
   const mean = (part: readonly number[]) => part.reduce((n, l) => n + l, 0) / part.length;
-  return { first: mean(losses.slice(0, WINDOW)), last: mean(losses.slice(-WINDOW)) };
+  const size = Math.max(1, Math.min(WINDOW, Math.floor(losses.length / 2)));
+  return { first: mean(losses.slice(0, size)), last: mean(losses.slice(-size)) };
 }
 
 /** Writes the weights and the record, and the state to go on from while there are steps left. */

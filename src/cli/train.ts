@@ -1,0 +1,243 @@
+import { type Command, Option } from 'commander';
+import type {
+  DoneEvent,
+  FinetuneEvent,
+  FinetuneOptions,
+  LoraSettings,
+  StartEvent,
+} from '../train/finetune.js';
+import {
+  BACKEND_NAMES,
+  bytesText,
+  type CommonOptions,
+  command,
+  commonOptions,
+  countText,
+  lossText,
+  memoryText,
+  names,
+  needs,
+  note,
+  notNegative,
+  number,
+  oneOf,
+  positive,
+  printJson,
+  Stopped,
+  say,
+  stopSignal,
+  timeText,
+  UsageError,
+  wholeNumber,
+} from './output.js';
+import { type Progress, showProgress } from './progress.js';
+
+/** The options as commander hands them over. */
+interface TrainFlags
+  extends CommonOptions,
+    LoraSettings,
+    Omit<
+      FinetuneOptions,
+      'modelDir' | 'dataFile' | 'evalFile' | 'lora' | 'warmupSteps' | 'signal'
+    > {
+  readonly model: string;
+  readonly data: string;
+  readonly eval?: string;
+  readonly warmup?: number;
+}
+
+const LORA = ['rank', 'alpha', 'targetModules', 'dropout', 'init'] as const;
+
+const EXAMPLES = [
+  'lowrank train --model base --data train.jsonl --out adapter --epochs 3',
+  'lowrank train --model base --data train.jsonl --eval test.jsonl --out adapter \\\n' +
+    '      --rank 16 --target-modules qv --lr 1e-3 --steps 500 --eval-every 100',
+  'lowrank train --model base --data train.jsonl --out tuned --full --lr 5e-5',
+  'lowrank train --model base --data train.jsonl --out adapter --epochs 3 --resume',
+];
+
+const SUMMARY = 'Fine-tune a model with LoRA on a JSON Lines file.';
+
+const DETAILS =
+  'Lines have "text", or "prompt" and "completion" (only the completion is learned). The ' +
+  'adapter is written as PEFT writes it. Ctrl-C ends the run after the step under way and ' +
+  'saves; --resume goes on from there, bit for bit.';
+
+/** `lowrank train`. */
+export function trainCommand(): Command {
+  const c = command('train', SUMMARY, DETAILS, EXAMPLES);
+  needs(c, '--model <dir>', 'the base model: config.json, safetensors, tokenizer.json');
+  needs(c, '--data <file>', 'training data, JSON Lines');
+  needs(c, '--out <dir>', 'where the adapter is written')
+    .option('--eval <file>', 'held-out data: the loss on it is shown before and after')
+    .option('--rank <r>', 'rank of the update (default: 8)', wholeNumber(1))
+    .option('--alpha <a>', 'the update is scaled by alpha / rank (default: 2 × rank)', positive)
+    .option(
+      '--target-modules <names>',
+      'layers to adapt, by name or ending, commas between them, or a preset: qv, attention, ' +
+        'all-linear (default: all-linear)',
+      names,
+    )
+    .option('--dropout <p>', 'dropout on the adapter’s input (default: 0)', probability)
+    .option('--init <how>', 'start of A: kaiming or gaussian (default: kaiming)', init)
+    .option('--lr <rate>', 'peak learning rate (default: 2e-4, with --full 2e-5)', positive)
+    .addOption(
+      new Option('--steps <n>', 'optimizer steps').argParser(wholeNumber(1)).conflicts('epochs'),
+    )
+    .option('--epochs <n>', 'passes over the data (default: 1)', positive)
+    .option('--batch-size <n>', 'sequences of a micro-batch (default: 8)', wholeNumber(1))
+    .option('--accumulation <n>', 'micro-batches of a step (default: 1)', wholeNumber(1))
+    .option(
+      '--seq-length <n>',
+      'most tokens of a sequence (default: 512, or the model’s positions)',
+      wholeNumber(2),
+    )
+    .option('--schedule <name>', 'constant, linear or cosine (default: cosine)', schedule)
+    .option('--warmup <steps>', 'steps of warm-up (default: 3% of the steps)', wholeNumber(0))
+    .option('--weight-decay <x>', 'decoupled weight decay (default: 0)', notNegative)
+    .option(
+      '--max-grad-norm <x>',
+      'clip gradients to this norm, 0: never (default: 1)',
+      notNegative,
+    )
+    .option('--seed <n>', 'start, order and dropout follow from it (default: 0)', wholeNumber(0))
+    .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
+    .option('--threads <n>', 'worker threads; results do not depend on it', wholeNumber(1))
+    .addOption(
+      new Option('--full', 'train every parameter; writes a model directory').conflicts([...LORA]),
+    )
+    .option('--eval-every <steps>', 'evaluate every so many steps (needs --eval)', wholeNumber(1))
+    .option('--save-every <steps>', 'save every so many steps (default: 200)', wholeNumber(1))
+    .option('--resume', 'go on where a run of the same settings in --out was stopped')
+    .addOption(
+      new Option('--overwrite', 'start anew although --out is not empty').conflicts('resume'),
+    );
+  return commonOptions(c).action(runTrain);
+}
+
+const probability = number('a number from 0 to below 1', (v) => v >= 0 && v < 1);
+const init = oneOf(['kaiming', 'gaussian'] as const);
+const schedule = oneOf(['constant', 'linear', 'cosine'] as const);
+
+function toOptions(flags: TrainFlags, signal: AbortSignal): FinetuneOptions {
+  const { model, data, eval: evalFile, warmup, json: _, ...rest } = flags;
+  const lora = Object.fromEntries(
+    LORA.filter((key) => flags[key] !== undefined).map((key) => [key, flags[key]]),
+  );
+  return {
+    ...rest,
+    modelDir: model,
+    dataFile: data,
+    ...(evalFile === undefined ? {} : { evalFile }),
+    ...(warmup === undefined ? {} : { warmupSteps: warmup }),
+    ...(flags.full ? {} : { lora }),
+    signal,
+  };
+}
+
+async function runTrain(flags: TrainFlags): Promise<void> {
+  if (flags.evalEvery !== undefined && flags.eval === undefined) {
+    throw new UsageError('option --eval-every needs --eval <file>');
+  }
+  const { finetune } = await import('../train/finetune.js');
+  const signal = stopSignal('Stopping after this step, and saving …');
+  const view = new View(flags);
+  try {
+    for await (const event of finetune(toOptions(flags, signal))) {
+      if (flags.json) printJson(event);
+      await view.show(event);
+    }
+  } finally {
+    view.close();
+  }
+  if (view.stopped) throw new Stopped();
+}
+
+/** Skipped steps that are told one by one. */
+const TOLD = 3;
+
+/** What people see of a run. */
+class View {
+  stopped = false;
+  #start: StartEvent | undefined;
+  #progress: Progress | undefined;
+  #skipped = 0;
+
+  constructor(readonly flags: TrainFlags) {}
+
+  async show(event: FinetuneEvent): Promise<void> {
+    if (event.type === 'done') this.stopped = event.stopped;
+    if (event.type === 'start') this.#warn(event);
+    if (this.flags.json) return;
+    if (event.type === 'start') await this.#begin(event);
+    else if (event.type === 'step') {
+      this.#progress?.step(event);
+      if (event.skipped !== undefined && ++this.#skipped <= TOLD) {
+        this.#progress?.note(`step ${event.step} changed nothing: ${event.skipped}`);
+      }
+    } else if (event.type === 'eval') {
+      this.#progress?.note(`evaluation at step ${event.step}: ${lossText(event)}`);
+    } else if (event.type === 'done') {
+      this.close();
+      this.#summary(event);
+    }
+  }
+
+  close(): void {
+    this.#progress?.end();
+    this.#progress = undefined;
+  }
+
+  #warn({ truncatedExamples, truncatedTokens, seqLength }: StartEvent): void {
+    if (truncatedExamples === 0) return;
+    note(
+      `lowrank: ${countText(truncatedExamples)} examples are longer than ${seqLength} tokens and ` +
+        `lose ${countText(truncatedTokens)} tokens; a larger --seq-length keeps them`,
+    );
+  }
+
+  async #begin(e: StartEvent): Promise<void> {
+    this.#start = e;
+    const share = shareText(e);
+    note(`${e.method === 'full' ? 'Full fine-tuning' : 'LoRA'} of ${e.modelDir} on ${e.backend}`);
+    note(`${countText(e.trainableParameters)} trainable parameters, ${share}`);
+    note(
+      `${countText(e.examples)} sequences, ${countText(e.tokens)} tokens, ` +
+        `${countText(e.targets)} of them to learn; ${countText(e.steps)} steps of ` +
+        `${e.batchSize * e.accumulation} sequences`,
+    );
+    if (e.resumedFrom > 0 && e.resumedFrom < e.steps) note(`Going on after step ${e.resumedFrom}`);
+    if (e.resumedFrom < e.steps) this.#progress = await showProgress(e.steps, e.resumedFrom);
+  }
+
+  #summary(e: DoneEvent): void {
+    const start = this.#start as StartEvent;
+    if (e.alreadyDone) {
+      say(`Nothing left to do: the run in ${start.out} has done its ${e.steps} steps.`);
+      return;
+    }
+    const what = start.method === 'full' ? 'Model' : 'Adapter';
+    if (e.stopped) say(`Stopped after step ${e.step} of ${e.steps}; --resume goes on from there.`);
+    say(`Trainable    ${countText(start.trainableParameters)} parameters, ${shareText(start)}`);
+    say(`Time         ${timeText(e.seconds)} for ${e.step - start.resumedFrom} steps`);
+    if (e.trainLoss) {
+      const { first, last } = e.trainLoss;
+      say(`Train loss   ${first.toFixed(4)} → ${last.toFixed(4)} (first and last steps)`);
+    }
+    if (e.before) say(`Eval before  ${lossText(e.before)}`);
+    if (e.after) say(`Eval after   ${lossText(e.after)}`);
+    if (this.#skipped > 0) say(`Skipped      ${this.#skipped} steps changed nothing`);
+    say(`Peak memory  ${memoryText(e.memory)}`);
+    say(`${what.padEnd(13)}${start.out} (${bytesText(e.bytes ?? 0)})`);
+    const model =
+      start.method === 'full'
+        ? `--model ${start.out}`
+        : `--model ${start.modelDir} --adapter ${start.out}`;
+    say(`\nTry it: lowrank generate ${model} --prompt "…"`);
+  }
+}
+
+function shareText({ trainableParameters, totalParameters }: StartEvent): string {
+  const share = (100 * trainableParameters) / totalParameters;
+  return `${share.toPrecision(3)}% of ${countText(totalParameters)}`;
+}
