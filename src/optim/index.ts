@@ -1,9 +1,11 @@
 export { AdamW, type AdamWOptions, type ParameterGroup } from './adamw.js';
 export { clipFactor, gradientNorm } from './clip.js';
 export { decayGroups } from './groups.js';
+export { type Group, Optimizer, type OptimizerOptions } from './optimizer.js';
 export {
   SCHEDULES,
   type ScheduleName,
   type ScheduleOptions,
   scheduleFactor,
 } from './schedule.js';
+export { SGD, type SGDOptions } from './sgd.js';

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { jsonBytes, readJsonObject, writeDirectoryAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
 import { fileDType } from '../io/safetensors-header.js';
-import type { AdamW } from '../optim/index.js';
+import type { Optimizer } from '../optim/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -21,7 +21,7 @@ export type RunSettings = Readonly<Record<string, unknown>>;
 export function saveTrainingState(
   dir: string,
   parameters: ReadonlyMap<string, Tensor>,
-  optimizer: AdamW,
+  optimizer: Optimizer,
   settings: RunSettings,
 ): void {
   const tensors = new Map<string, Tensor>();
@@ -59,11 +59,12 @@ function checkSettings(dir: string, saved: unknown, settings: RunSettings): void
   }
 }
 
-/** Throws unless the file holds just these parameters, with both moments or none of each. */
+/** Throws unless the file holds just these parameters, with all of an optimizer's state or none. */
 function checkTensors(
   dir: string,
   file: SafetensorsFile,
   parameters: ReadonlyMap<string, Tensor>,
+  slots: readonly string[],
 ): void {
   const surplus = new Set(file.tensors.keys());
   const check = (name: string, t: Tensor) => {
@@ -76,8 +77,8 @@ function checkTensors(
   };
   for (const [name, t] of parameters) {
     check(`parameter.${name}`, t);
-    const moments = ['m', 'v'].map((part) => `optimizer.${name}.${part}`);
-    if (moments.some((m) => file.tensors.has(m))) for (const m of moments) check(m, t);
+    const state = slots.map((slot) => `optimizer.${name}.${slot}`);
+    if (state.some((s) => file.tensors.has(s))) for (const s of state) check(s, t);
   }
   if (surplus.size > 0) {
     const [name] = surplus;
@@ -92,7 +93,7 @@ function checkTensors(
 export function loadTrainingState(
   dir: string,
   parameters: ReadonlyMap<string, Tensor>,
-  optimizer: AdamW,
+  optimizer: Optimizer,
   settings: RunSettings,
 ): void {
   const saved = readJsonObject(join(dir, COUNTS), 'resume');
@@ -102,7 +103,7 @@ export function loadTrainingState(
     throw failure(`resume ${dir}`, 'whole numbers of steps and updates', `${step}, ${updates}`);
   }
   checkSettings(dir, saved.settings, settings);
-  checkTensors(dir, file, parameters);
+  checkTensors(dir, file, parameters, optimizer.slots);
   for (const [name, t] of parameters) t.setBytes(file.bytes(`parameter.${name}`));
   optimizer.restore(step as number, updates as number, (name) => {
     const key = `optimizer.${name}`;

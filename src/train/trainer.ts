@@ -4,9 +4,9 @@ import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
 import { shiftedLabels } from '../models/causal-lm.js';
 import { withTraining } from '../nn/index.js';
 import {
-  type AdamW,
   clipFactor,
   gradientNorm,
+  type Optimizer,
   type ScheduleName,
   scheduleFactor,
 } from '../optim/index.js';
@@ -83,7 +83,7 @@ function accumulate(
 /** Gradients of one step, and the update where they are finite. None are left, even on an error. */
 function optimizerStep(
   model: CausalLM,
-  optimizer: AdamW,
+  optimizer: Optimizer,
   batches: readonly TokenBatch[],
   options: { seed: number; factor: number; maxGradNorm: number },
 ): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
@@ -111,7 +111,7 @@ function optimizerStep(
  */
 export async function* train(
   model: CausalLM,
-  optimizer: AdamW,
+  optimizer: Optimizer,
   source: BatchSource,
   options: TrainOptions,
 ): AsyncGenerator<StepEvent> {

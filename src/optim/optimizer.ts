@@ -1,0 +1,192 @@
+import { clearGradient } from '../autograd/index.js';
+import { zeros } from '../tensor/create.js';
+import { failure, nearest, shapeText } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+
+/** What every optimizer's settings have. */
+export interface OptimizerOptions {
+  /** Peak learning rate. */
+  readonly lr: number;
+  /** Share of a parameter taken off a step, before the learning rate. */
+  readonly weightDecay?: number;
+}
+
+/** Parameters by name, with their own settings where they differ. */
+export type Group<O> = Partial<O> & { readonly parameters: ReadonlyMap<string, Tensor> };
+
+/** Throws unless a setting is at least 0 and finite, or below `limit`. */
+export function checkSetting(where: string, value: number, limit = Number.POSITIVE_INFINITY): void {
+  if (value >= 0 && value < limit) return;
+  const range = limit === Number.POSITIVE_INFINITY ? 'a number of 0 or more' : `0 ≤ x < ${limit}`;
+  throw failure(where, range, String(value));
+}
+
+/**
+ * The part that optimizers share: groups of named parameters, their f32 state (made at the first
+ * step that has a gradient for them), and counts.
+ */
+export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
+  /** Steps of the run that are done: those that updated and those that were skipped. */
+  step = 0;
+  #updates = 0;
+  readonly #state = new Map<string, Tensor[]>();
+  readonly #groups: readonly { settings: Required<O>; parameters: ReadonlyMap<string, Tensor> }[];
+
+  /**
+   * @param defaults of every setting but the learning rate
+   * @param options settings of the groups that do not give their own
+   * @param slots names of the state tensors of a parameter
+   * @throws on an unknown or bad setting, a frozen parameter, or two of one name
+   */
+  constructor(
+    readonly kind: string,
+    groups: readonly Group<O>[],
+    defaults: Required<Omit<O, 'lr'>>,
+    options: O,
+    readonly slots: readonly string[],
+  ) {
+    this.#groups = groups.map(({ parameters, ...own }) => ({
+      parameters,
+      settings: { ...defaults, ...options, ...own } as unknown as Required<O>,
+    }));
+    const known = ['lr', ...Object.keys(defaults)];
+    const names = new Set<string>();
+    for (const { settings, parameters } of this.#groups) {
+      for (const key of Object.keys(settings)) {
+        if (known.includes(key)) continue;
+        const near = nearest(key, known, 1).join('');
+        throw failure(kind, `settings of ${known.join(', ')}`, `"${key}"`, `Nearest: ${near}`);
+      }
+      checkSetting(`${kind} lr`, settings.lr);
+      checkSetting(`${kind} weightDecay`, settings.weightDecay as number);
+      this.checkSettings(settings);
+      for (const [name, p] of parameters) {
+        if (!p.requiresGrad) throw failure(kind, 'trainable parameters', `${name}, frozen`);
+        if (names.has(name)) throw failure(kind, 'each parameter once', `${name} again`);
+        names.add(name);
+      }
+    }
+    if (names.size === 0) throw failure(kind, 'at least one trainable parameter', 'none');
+  }
+
+  /** Throws on bad values of the settings that are the optimizer's own. */
+  protected abstract checkSettings(settings: Required<O>): void;
+
+  /**
+   * Changes one parameter in place by its gradient.
+   * @param lr with the schedule's factor
+   * @param state the parameter's state tensors, in the order of the slots
+   * @param first whether the state was made just now, of zeros
+   */
+  protected abstract apply(
+    p: Tensor,
+    grad: Tensor,
+    state: readonly Tensor[],
+    settings: Required<O>,
+    now: { lr: number; gradScale: number; first: boolean },
+  ): void;
+
+  *#all(): Generator<[string, Tensor]> {
+    for (const g of this.#groups) yield* g.parameters;
+  }
+
+  /** Every parameter it trains. */
+  parameters(): Tensor[] {
+    return [...this.#all()].map(([, p]) => p);
+  }
+
+  /**
+   * One update of every parameter that has a gradient.
+   * @param lrFactor multiplies every learning rate (the schedule)
+   * @param gradScale multiplies every gradient (clipping)
+   */
+  update(lrFactor = 1, gradScale = 1): void {
+    this.step++;
+    this.#updates++;
+    for (const { settings, parameters } of this.#groups) {
+      for (const [name, p] of parameters) {
+        if (!p.grad) continue;
+        const first = !this.#state.has(name);
+        const now = { lr: settings.lr * lrFactor, gradScale, first };
+        this.apply(p, p.grad, this.#stateOf(name, p), settings, now);
+        p.storage.version++;
+      }
+    }
+  }
+
+  /** Counts a step that changes nothing. */
+  skip(): void {
+    this.step++;
+  }
+
+  /** Updates done; with `step` and the state all that a checkpoint needs. */
+  get updates(): number {
+    return this.#updates;
+  }
+
+  /** Frees every gradient; the next backward makes new ones. */
+  zeroGrad(): void {
+    for (const [, p] of this.#all()) clearGradient(p);
+  }
+
+  #stateOf(name: string, p: Tensor): Tensor[] {
+    let made = this.#state.get(name);
+    if (!made) {
+      const options = { backend: p.backend, purpose: 'optimizer' } as const;
+      made = this.slots.map(() => zeros(p.shape, options).keep());
+      this.#state.set(name, made);
+    }
+    return made;
+  }
+
+  /** The state by name (`<parameter>.<slot>`), for a checkpoint. */
+  state(): Map<string, Tensor> {
+    const out = new Map<string, Tensor>();
+    for (const [name, tensors] of this.#state) {
+      for (const [i, t] of tensors.entries()) out.set(`${name}.${this.slots[i]}`, t);
+    }
+    return out;
+  }
+
+  /**
+   * Takes over the state of a checkpoint and its counts; other state is forgotten.
+   * @param read the bytes of one state tensor, by the names of {@link state}
+   * @throws when a parameter's state is there in part or of another size
+   */
+  restore(step: number, updates: number, read: (name: string) => Uint8Array | undefined): void {
+    const found = [...this.#all()].map(([name, p]) => {
+      const bytes = this.slots.map((slot) => read(`${name}.${slot}`));
+      if (bytes.some((b) => b) && bytes.some((b) => b?.length !== p.size * 4)) {
+        throw failure(
+          `${this.kind}.restore`,
+          `${this.slots.join(', ')} of ${shapeText(p.shape)} for ${name}`,
+          bytes.map((b) => (b ? `${b.length} bytes` : 'none')).join(', '),
+        );
+      }
+      return { name, p, bytes };
+    });
+    for (const { name, p, bytes } of found) {
+      if (!bytes[0]) this.#forget(name);
+      else {
+        const own = this.#stateOf(name, p);
+        for (const [i, b] of bytes.entries()) own[i]?.setBytes(b as Uint8Array);
+      }
+    }
+    this.step = step;
+    this.#updates = updates;
+  }
+
+  #forget(name: string): void {
+    for (const t of this.#state.get(name) ?? []) t.dispose();
+    this.#state.delete(name);
+  }
+
+  /** Frees the state. The parameters are not its own. */
+  dispose(): void {
+    for (const name of [...this.#state.keys()]) this.#forget(name);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
