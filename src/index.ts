@@ -80,9 +80,12 @@ export {
   clipFactor,
   decayGroups,
   gradientNorm,
+  Optimizer,
   type ParameterGroup,
   SCHEDULES,
   type ScheduleName,
+  SGD,
+  type SGDOptions,
   scheduleFactor,
 } from './optim/index.js';
 export type { Backend, MemoryBooks, Purpose } from './tensor/backend.js';
