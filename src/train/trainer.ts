@@ -108,6 +108,7 @@ function optimizerStep(
  * are not finite, changes no weight and says so. Ending the loop early, or aborting the signal,
  * leaves the model after a whole step.
  * @param model its trainable parameters are those of the optimizer
+ * @throws naming a setting that is out of range, before anything is changed
  */
 export async function* train(
   model: CausalLM,
@@ -117,11 +118,16 @@ export async function* train(
 ): AsyncGenerator<StepEvent> {
   const { steps, accumulation = 1, maxGradNorm = 1, warmupSteps = 0, seed } = options;
   const { schedule = 'cosine', lrFloor = 0 } = options;
-  for (const [name, value] of Object.entries({ steps, accumulation })) {
-    if (!Number.isSafeInteger(value) || value < 1) {
-      throw failure(`train ${name}`, 'a whole number of 1 or more', String(value));
-    }
-  }
+  const whole = (least: number) => (v: number) => Number.isSafeInteger(v) && v >= least;
+  const check = (name: string, value: number, valid: (v: number) => boolean, expected: string) => {
+    if (!valid(value)) throw failure(`train ${name}`, expected, String(value));
+  };
+  check('steps', steps, whole(1), 'a whole number of 1 or more');
+  check('accumulation', accumulation, whole(1), 'a whole number of 1 or more');
+  check('warmupSteps', warmupSteps, whole(0), 'a whole number of 0 or more');
+  check('seed', seed, whole(0), 'a whole number of 0 or more');
+  check('maxGradNorm', maxGradNorm, (v) => v >= 0 && v < Infinity, 'a number of 0 or more');
+  check('lrFloor', lrFloor, (v) => v >= 0 && v <= 1, 'a share of 0 to 1');
   for (let step = optimizer.step; step < steps; step++) {
     if (options.signal?.aborted) return;
     const started = performance.now();
