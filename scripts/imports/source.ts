@@ -18,7 +18,7 @@ export const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   models: [...ENGINE, 'io', 'lora', 'optim'],
   train: LIBRARY,
   reproduce: [...LIBRARY, 'train'],
-  cli: [...LIBRARY, 'train'],
+  cli: [...LIBRARY, 'train', 'reproduce'],
 };
 
 /** What a check found out. */
