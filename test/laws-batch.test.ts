@@ -11,6 +11,7 @@ import {
   forTinyCases,
   logitBytes,
   randomize,
+  relativeDifference,
   sameBytes,
   TINY,
   type TinyCase,
@@ -129,6 +130,29 @@ for (const dtype of ['f32', 'bf16', 'f16'] as const) {
     });
   });
 }
+
+onEachBackend(test, 'padding on the left hides, too', (backend) => {
+  forTinyCases(RUNS, (c) => {
+    const { vocab, seed } = c.settings;
+    withTrained({ ...c, settings: { ...c.settings, dtype: 'f32' } }, backend, (model) => {
+      const own = Math.max(...c.lengths);
+      const alone = tinyBatch(seed, [own], vocab);
+      const pad = 3;
+      const left = (ids: ArrayLike<number>, fill: number) =>
+        Int32Array.from([...Array<number>(pad).fill(fill), ...Array.from(ids)]);
+      const padded: TokenBatch = {
+        inputIds: left(alone.inputIds, 1),
+        attentionMask: Uint8Array.from(left(alone.attentionMask, 0)),
+        batch: 1,
+        length: own + pad,
+      };
+      const floats = (b: TokenBatch) => new Float32Array(logitBytes(model, b).buffer);
+      // RoPE sees differences of positions, so that only rounding differs.
+      const got = floats(padded).subarray(pad * vocab);
+      assert.ok(relativeDifference(got, floats(alone)) < 1e-3);
+    });
+  });
+});
 
 onEachBackend(test, 'a token sees none that come after it', (backend) => {
   forTinyCases(RUNS, (c) => {

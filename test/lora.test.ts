@@ -269,6 +269,9 @@ onEachBackend(test, 'several adapters: one active, each its own', (backend) => {
   assert.is(adapters.active, 'a');
   assert.ok(sameBytes(logitBytes(model, BATCH), a));
   assert.is(denseLayers(model).filter((t) => t.layer instanceof LoraLinear).length, 2);
+  adapters.remove('a');
+  assert.is(adapters.active, null, 'the active one was removed');
+  assert.not.ok(denseLayers(model).some((t) => t.layer instanceof LoraLinear));
 });
 
 onEachBackend(test, 'merging two adapters adds both updates, in either order', (backend) => {

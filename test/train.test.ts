@@ -1,12 +1,14 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, scope } from '../src/autograd/index.js';
+import type { TokenBatch } from '../src/models/causal-lm.js';
 import type { Backend } from '../src/tensor/backend.js';
+import type { Tensor } from '../src/tensor/tensor.js';
 import { evaluate } from '../src/train/evaluate.js';
-import type { TrainOptions } from '../src/train/trainer.js';
+import type { StepEvent, TrainOptions } from '../src/train/trainer.js';
 import { candidates, onEachBackend, reference } from './backends.js';
 import { TinyRun } from './support/run.js';
-import { snapshot, TINY, tinyBatch } from './support/tiny.js';
+import { relativeDifference, snapshot, TINY, tinyBatch } from './support/tiny.js';
 import { skipUnless } from './support.js';
 
 /** Registers an asynchronous test for each backend. */
@@ -85,6 +87,35 @@ onEach('the first step is hand-made: gradients, norm, clipping, update', async (
   scope(() => backward(plain.model.loss(batch).loss));
   plain.optimizer.update();
   assert.equal(unclipped.bits(), plain.bits());
+});
+
+onEach('micro-batches of unequal weight train as one batch', async (backend) => {
+  const lengths = [9, 2, 5];
+  const whole = tinyBatch(1, lengths, TINY.vocab);
+  const rows = lengths.map((own, b) => {
+    const from = b * whole.length;
+    const cut = <T extends Int32Array>(a: T) => a.slice(from, from + own);
+    return { inputIds: cut(whole.inputIds), labels: cut(whole.labels), batch: 1, length: own };
+  });
+  using one = new TinyRun(backend, TINY, PLAIN);
+  using three = new TinyRun(backend, TINY, PLAIN);
+  const options = { maxGradNorm: 0.1 };
+  const a = await one.train(4, options, { batch: () => whole });
+  const b = await three.train(
+    4,
+    { ...options, accumulation: 3 },
+    { batch: (_, micro) => rows[micro] as TokenBatch },
+  );
+  for (const [i, e] of b.entries()) {
+    const other = a[i] as StepEvent;
+    assert.is(e.tokens, other.tokens);
+    assert.ok(Math.abs(e.loss / other.loss - 1) < 1e-4, `loss ${i}`);
+    assert.ok(Math.abs(e.gradNorm / other.gradNorm - 1) < 1e-3, `norm ${i}`);
+  }
+  for (const [key, t] of three.adapters.tensors('a')) {
+    const other = one.adapters.tensors('a').get(key) as Tensor;
+    assert.ok(relativeDifference(t.toNumbers(), other.toNumbers()) < 1e-2, key);
+  }
 });
 
 onEach('an aborted signal ends the run after a whole step', async (backend) => {
