@@ -83,13 +83,15 @@ async function runGenerate(flags: GenerateFlags): Promise<void> {
   const { json, cache, maxNewTokens } = flags;
   let text = '';
   let tokens = 0;
+  // The prompt is shown with the first piece, so that a failure before it leaves nothing behind.
+  let prefix = !json && flags.echo ? prompt : '';
   const emit = (piece: string, id?: number) => {
     text += piece;
     if (json) {
       if (id !== undefined) printJson({ type: 'token', id, text: piece });
-    } else process.stdout.write(piece);
+    } else process.stdout.write(prefix + piece);
+    prefix = '';
   };
-  if (!json && flags.echo) process.stdout.write(prompt);
   const settings = { ...flags, useCache: cache, stopIds: tokenizer.eosIds };
   for (const id of generate(model, ids, settings)) {
     tokens++;

@@ -159,6 +159,11 @@ export function countText(n: number): string {
   return n.toLocaleString('en-US', { maximumFractionDigits: 0 });
 }
 
+/** `1 step`, `2,000 steps`. */
+export function plural(n: number, noun: string): string {
+  return `${countText(n)} ${noun}${n === 1 ? '' : 's'}`;
+}
+
 export function lossText(e: { loss: number; perplexity: number; tokens: number }): string {
   return `loss ${e.loss.toFixed(4)} (perplexity ${perplexityText(e.perplexity)}, ${countText(e.tokens)} tokens)`;
 }
@@ -175,17 +180,24 @@ export function memoryText({ peak, totalPeak }: MemoryBooks): string {
   return `${bytesText(totalPeak)} at most (${parts.join(', ')}; each at its own most)`;
 }
 
+/** Signals so soon after the first one are the same one. */
+const SAME_KEY_MS = 500;
+
 let stopListener: (() => void) | undefined;
 
 /**
  * A signal that the first Ctrl-C (or SIGTERM) aborts; the second one ends the process at once.
- * @param message what is told at the first
+ * @param tell prints what happens at the first
  */
-export function stopSignal(message: string): AbortSignal {
+export function stopSignal(tell: (line: string) => void): AbortSignal {
   const controller = new AbortController();
+  let first = Number.NEGATIVE_INFINITY;
   stopListener = () => {
+    // npx and npm hand a Ctrl-C on that the terminal has given to us, too.
+    if (performance.now() - first < SAME_KEY_MS) return;
     if (controller.signal.aborted) process.exit(130);
-    note(`\n${message} (once more to quit at once)`);
+    first = performance.now();
+    tell('Stopping after this step, and saving (Ctrl-C once more quits at once)');
     controller.abort();
   };
   process.on('SIGINT', stopListener);

@@ -97,7 +97,8 @@ async function runPretrain(flags: PretrainFlags): Promise<void> {
   }
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
-  const signal = stopSignal('Stopping after this step, and saving …');
+  let progress: Progress | undefined;
+  const signal = stopSignal((line) => (progress ? progress.note(line) : note(line)));
   const run = pretrain({
     ...flags,
     config: readJsonObject(flags.config, 'config'),
@@ -110,7 +111,6 @@ async function runPretrain(flags: PretrainFlags): Promise<void> {
   if (!json) note(`Pretraining on ${backend.describe()}, ${steps} steps`);
   const started = performance.now();
   const recent: { seconds: number; positions: number }[] = [];
-  let progress: Progress | undefined;
   let done = 0;
   try {
     for await (const event of run) {

@@ -57,11 +57,6 @@ const GOOD = new Set(['commander.helpDisplayed', 'commander.version']);
  * @returns the exit code
  */
 export async function runCli(argv: readonly string[]): Promise<number> {
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    // The reader has had enough (`| head`): that is no failure.
-    if (error.code === 'EPIPE') process.exit(0);
-    throw error;
-  });
   const program = makeProgram();
   try {
     await program.parseAsync([...argv], { from: 'user' });

@@ -43,17 +43,21 @@ function lines(total: number): Progress {
   };
 }
 
+/** Columns that the bar's text takes at most; the bar has the rest. */
+const TEXT_WIDTH = 72;
+
 async function bar(total: number, from: number): Promise<Progress> {
   const { default: cliProgress } = await import('cli-progress');
   const made = new cliProgress.SingleBar({
     format: '{bar} {percentage}%  step {value}/{total}  loss {loss}  {speed} tokens/s  {left} left',
     stream: process.stderr,
-    barsize: 24,
+    barsize: Math.max(4, Math.min(24, (process.stderr.columns ?? 80) - TEXT_WIDTH)),
     barCompleteChar: '█',
     barIncompleteChar: '░',
     // Ctrl-C is ours: it lets the step end and saves.
     gracefulExit: false,
     linewrap: null,
+    forceRedraw: true,
   });
   let at = from;
   let shown = { loss: '…', speed: '…', left: '…' };
@@ -65,7 +69,8 @@ async function bar(total: number, from: number): Promise<Progress> {
       made.update(at, shown);
     },
     note(line) {
-      process.stderr.write(`\r\x1b[K${line}\n`);
+      // Takes the bar's line, and saves the cursor where the bar now begins: it ends there.
+      process.stderr.write(`\r\x1b[K${line}\n\x1b7`);
       made.update(at, shown);
     },
     end() {

@@ -21,6 +21,7 @@ import {
   notNegative,
   number,
   oneOf,
+  plural,
   positive,
   printJson,
   Stopped,
@@ -140,8 +141,8 @@ async function runTrain(flags: TrainFlags): Promise<void> {
     throw new UsageError('option --eval-every needs --eval <file>');
   }
   const { finetune } = await import('../train/finetune.js');
-  const signal = stopSignal('Stopping after this step, and saving …');
   const view = new View(flags);
+  const signal = stopSignal((line) => view.note(line));
   try {
     for await (const event of finetune(toOptions(flags, signal))) {
       if (flags.json) printJson(event);
@@ -183,6 +184,12 @@ class View {
     }
   }
 
+  /** Prints a line, above the bar where there is one. */
+  note(line: string): void {
+    if (this.#progress) this.#progress.note(line);
+    else note(line);
+  }
+
   close(): void {
     this.#progress?.end();
     this.#progress = undefined;
@@ -191,8 +198,8 @@ class View {
   #warn({ truncatedExamples, truncatedTokens, seqLength }: StartEvent): void {
     if (truncatedExamples === 0) return;
     note(
-      `lowrank: ${countText(truncatedExamples)} examples are longer than ${seqLength} tokens and ` +
-        `lose ${countText(truncatedTokens)} tokens; a larger --seq-length keeps them`,
+      `lowrank: --seq-length ${seqLength} cuts ${plural(truncatedExamples, 'example')}, which ` +
+        `together lose ${plural(truncatedTokens, 'token')}`,
     );
   }
 
@@ -213,20 +220,21 @@ class View {
   #summary(e: DoneEvent): void {
     const start = this.#start as StartEvent;
     if (e.alreadyDone) {
-      say(`Nothing left to do: the run in ${start.out} has done its ${e.steps} steps.`);
+      say(`Nothing left to do: the run in ${start.out} has done its ${plural(e.steps, 'step')}.`);
       return;
     }
     const what = start.method === 'full' ? 'Model' : 'Adapter';
     if (e.stopped) say(`Stopped after step ${e.step} of ${e.steps}; --resume goes on from there.`);
     say(`Trainable    ${countText(start.trainableParameters)} parameters, ${shareText(start)}`);
-    say(`Time         ${timeText(e.seconds)} for ${e.step - start.resumedFrom} steps`);
+    say(`Time         ${timeText(e.seconds)} for ${plural(e.step - start.resumedFrom, 'step')}`);
     if (e.trainLoss) {
       const { first, last } = e.trainLoss;
       say(`Train loss   ${first.toFixed(4)} → ${last.toFixed(4)} (first and last steps)`);
     }
     if (e.before) say(`Eval before  ${lossText(e.before)}`);
     if (e.after) say(`Eval after   ${lossText(e.after)}`);
-    if (this.#skipped > 0) say(`Skipped      ${this.#skipped} steps changed nothing`);
+    if (this.#skipped > 0)
+      say(`Skipped      ${plural(this.#skipped, 'step')} that changed nothing`);
     say(`Peak memory  ${memoryText(e.memory)}`);
     say(`${what.padEnd(13)}${start.out} (${bytesText(e.bytes ?? 0)})`);
     const model =
