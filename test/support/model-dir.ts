@@ -65,6 +65,8 @@ export function writeWorkspace(root: string): void {
   writeLines(join(root, 'eval.jsonl'), pairs(6));
   writeLines(
     join(root, 'text.jsonl'),
-    ANIMALS.map((a) => ({ text: `The ${a} swam slowly around the ship and then was seen no more.` })),
+    ANIMALS.map((a) => ({
+      text: `The ${a} swam slowly around the ship and then was seen no more.`,
+    })),
   );
 }
