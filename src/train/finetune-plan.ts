@@ -1,9 +1,9 @@
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
-import { countTargets, type DataRecord, readJsonl } from '../io/dataset.js';
+import { type Batch, countTargets, type DataRecord, readJsonl } from '../io/dataset.js';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer.js';
-import { fullConfig } from '../lora/config.js';
+import { type FullLoraConfig, fullConfig } from '../lora/config.js';
 import { LoraAdapters, saveAdapter } from '../lora/index.js';
 import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
 import { loadModel, saveModel } from '../models/load.js';
@@ -12,7 +12,7 @@ import type { Backend } from '../tensor/backend.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { makeExamples, sequenceLength, type TrainingData, trainingData } from './data.js';
+import { evaluationBatches, sequenceLength, type TrainingData, trainingData } from './data.js';
 import type { FinetuneOptions, StartEvent } from './finetune-options.js';
 import {
   checkOutFolder,
@@ -48,10 +48,10 @@ export interface Plan extends Trainee {
   readonly out: string;
   readonly stateDir: string;
   readonly backend: Backend;
-  readonly tokenizer: Tokenizer;
   readonly optimizer: AdamW;
   readonly source: BatchSource;
-  readonly evalRecords: readonly DataRecord[] | undefined;
+  /** Of the evaluation file, where there is one. */
+  readonly evalBatches: readonly TokenBatch[] | undefined;
   /** What must be equal for a stopped run to go on. */
   readonly settings: RunSettings;
   readonly steps: number;
@@ -60,8 +60,6 @@ export interface Plan extends Trainee {
   readonly warmupSteps: number;
   readonly maxGradNorm: number;
   readonly accumulation: number;
-  readonly batchSize: number;
-  readonly seqLength: number;
   readonly seed: number;
   readonly evalEvery: number;
   readonly saveEvery: number;
@@ -139,9 +137,13 @@ function bytesOf(dir: string, names: RegExp): number {
 
 const sizeOf = (tensors: Iterable<Tensor>) => [...tensors].reduce((n, t) => n + t.size, 0);
 
+function loraConfig({ lora }: FinetuneOptions): FullLoraConfig {
+  return fullConfig({ targetModules: ['all-linear'], ...lora });
+}
+
 function loraTrainee(options: FinetuneOptions, backend: Backend, seed: number): Trainee {
-  const { modelDir, out, lora = {} } = options;
-  const config = fullConfig({ targetModules: ['all-linear'], ...lora });
+  const { modelDir, out } = options;
+  const config = loraConfig(options);
   const model = loadModel(modelDir, { backend });
   let adapters: LoraAdapters;
   try {
@@ -202,12 +204,17 @@ function checkData(file: string, data: TrainingData): { tokens: number; targets:
   );
 }
 
-/** The evaluation file's records, checked to have something to predict. */
-function readEvaluation(file: string, tokenizer: Tokenizer, seqLength: number): DataRecord[] {
-  const records = readJsonl(file);
-  const { examples } = makeExamples(records, tokenizer, seqLength);
-  if (examples.some((e) => countTargets(e) > 0)) return records;
-  throw failure(`eval ${file}`, 'something to predict', `${examples.length} examples without`);
+/** The evaluation file's batches, checked to have something to predict. */
+function readEvaluation(
+  file: string,
+  tokenizer: Tokenizer,
+  seqLength: number,
+  batchSize: number,
+): Batch[] {
+  const batches = [...evaluationBatches(readJsonl(file), tokenizer, seqLength, batchSize)];
+  if (batches.some((b) => b.targets > 0)) return batches;
+  const count = batches.reduce((n, b) => n + b.batch, 0);
+  throw failure(`eval ${file}`, 'something to predict', `${count} examples without`);
 }
 
 function countSteps(options: FinetuneOptions, s: Settled, examples: number): number {
@@ -265,61 +272,79 @@ interface Loaded {
   readonly tokenizer: Tokenizer;
 }
 
-function assemble(options: FinetuneOptions, s: Settled, trainee: Trainee, loaded: Loaded): Plan {
-  const { modelDir, dataFile, out, evalFile } = options;
-  const { backend, records, checkpoint, tokenizer } = loaded;
-  const { full, lr, batchSize, accumulation, seed } = s;
-  const seqLength = sequenceLength(options.seqLength, trainee.model.maxPositions);
+/** The data as batches, and how far the run goes over them. */
+function readData(options: FinetuneOptions, s: Settled, model: CausalLM, loaded: Loaded) {
+  const { records, tokenizer } = loaded;
+  const { batchSize, accumulation, seed } = s;
+  const { evalFile } = options;
+  const seqLength = sequenceLength(options.seqLength, model.maxPositions);
   const data = trainingData(records, tokenizer, { seqLength, batchSize, accumulation, seed });
-  const { tokens, targets } = checkData(dataFile, data);
-  const evalRecords =
-    evalFile === undefined ? undefined : readEvaluation(evalFile, tokenizer, seqLength);
+  const counts = checkData(options.dataFile, data);
+  const evalBatches =
+    evalFile === undefined ? undefined : readEvaluation(evalFile, tokenizer, seqLength, batchSize);
   const steps = countSteps(options, s, data.examples.length);
   const warmupSteps = options.warmupSteps ?? Math.ceil(WARMUP_SHARE * steps);
-  const lora = full ? null : fullConfig({ targetModules: ['all-linear'], ...options.lora });
-  const { evalEvery, saveEvery, full: _, ...trained } = s;
+  return { data, ...counts, evalBatches, seqLength, steps, warmupSteps };
+}
+
+/** An optimizer for the run, after the steps that a stopped run in `out` has done. */
+function beginOrGoOn(
+  options: FinetuneOptions,
+  s: Settled,
+  trainee: Trainee,
+  settings: RunSettings,
+): { optimizer: AdamW; finished: boolean } {
+  const { out } = options;
+  const { parameters } = trainee;
+  const status = inspectOutFolder(out, settings, options);
+  const groups = s.full ? decayGroups(parameters, s.weightDecay) : [{ parameters }];
+  const optimizer = new AdamW(groups, { lr: s.lr, weightDecay: s.weightDecay });
+  const finished = status.kind === 'finished' && options.resume === true;
+  try {
+    if (status.kind === 'stopped') {
+      loadTrainingState(stateFolder(out), parameters, optimizer, settings);
+    } else if (!finished) forgetRun(out);
+  } catch (error) {
+    optimizer.dispose();
+    throw error;
+  }
+  return { optimizer, finished };
+}
+
+function assemble(options: FinetuneOptions, s: Settled, trainee: Trainee, loaded: Loaded): Plan {
+  const { modelDir, dataFile, out } = options;
+  const { backend, checkpoint } = loaded;
+  const read = readData(options, s, trainee.model, loaded);
+  const { data, tokens, targets, evalBatches, seqLength, steps, warmupSteps } = read;
+  const { evalEvery, saveEvery, full, ...trained } = s;
+  const method = full ? 'full' : 'lora';
   const settings: RunSettings = {
-    method: full ? 'full' : 'lora',
+    method,
     model: modelFingerprint(checkpoint),
     data: fileFingerprint(dataFile),
-    ...(lora ? { lora } : {}),
-    ...trained,
-    steps,
-    warmupSteps,
-    seqLength,
-    backend: backend.name,
+    ...(full ? {} : { lora: loraConfig(options) }),
+    ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
   };
-  const status = inspectOutFolder(out, settings, options);
-  const groups = full
-    ? decayGroups(trainee.parameters, s.weightDecay)
-    : [{ parameters: trainee.parameters }];
-  const optimizer = new AdamW(groups, { lr, weightDecay: s.weightDecay });
-  const stateDir = stateFolder(out);
-  const finished = status.kind === 'finished' && options.resume === true;
-  if (status.kind === 'stopped') {
-    loadTrainingState(stateDir, trainee.parameters, optimizer, settings);
-  } else if (!finished) forgetRun(out);
+  const { optimizer, finished } = beginOrGoOn(options, s, trainee, settings);
   const resumedFrom = finished ? steps : optimizer.step;
   const { source, seen } = counted(data);
   return {
     ...trainee,
     ...trained,
-    ...{ out, stateDir, backend, tokenizer, optimizer, source, evalRecords, settings, steps },
-    ...{ warmupSteps, seqLength, evalEvery, saveEvery, finished },
+    ...{ out, backend, optimizer, source, evalBatches, settings, steps, warmupSteps },
+    ...{ evalEvery, saveEvery, finished, stateDir: stateFolder(out) },
     ...(full && resumedFrom > 0 ? { asBase: async () => undefined } : {}),
     tokensSeen: seen,
     savedBytes: () => bytesOf(out, trainee.weightFiles),
     startEvent: () => ({
-      type: 'start',
-      method: full ? 'full' : 'lora',
-      ...{ modelDir, dataFile, out, backend: backend.describe(), tokens, targets, steps },
-      examples: data.examples.length,
+      ...{ type: 'start', method, modelDir, dataFile, out, backend: backend.describe() },
+      ...{ examples: data.examples.length, tokens, targets },
       truncatedExamples: data.tokenized.truncated,
       truncatedTokens: data.tokenized.truncatedTokens,
       trainableParameters: sizeOf(trainee.parameters.values()),
       totalParameters: trainee.totalParameters,
-      ...{ resumedFrom, seqLength, batchSize, accumulation, lr },
-      memory: backend.memory().live,
+      ...{ steps, resumedFrom, seqLength, batchSize: s.batchSize },
+      ...{ accumulation: s.accumulation, lr: s.lr, memory: backend.memory().live },
     }),
     dispose() {
       optimizer.zeroGrad();

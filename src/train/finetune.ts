@@ -1,5 +1,4 @@
 import { setImmediate } from 'node:timers/promises';
-import { evaluationBatches } from './data.js';
 import { type Evaluation, evaluate } from './evaluate.js';
 import type {
   FinetuneEvent,
@@ -178,11 +177,11 @@ function save(plan: Plan, results: Readonly<Record<string, unknown>>): SavedEven
 
 /** The loss on the evaluation file; undefined where there is none, or when the run is stopped. */
 async function evaluateAll(plan: Plan, signal?: AbortSignal): Promise<Evaluation | undefined> {
-  const { evalRecords, tokenizer, seqLength, batchSize, model } = plan;
-  if (!evalRecords) return undefined;
+  const { evalBatches, model } = plan;
+  if (!evalBatches) return undefined;
   let sum = 0;
   let tokens = 0;
-  for (const batch of evaluationBatches(evalRecords, tokenizer, seqLength, batchSize)) {
+  for (const batch of evalBatches) {
     const part = evaluate(model, [batch]);
     if (part.tokens > 0) sum += part.loss * part.tokens;
     tokens += part.tokens;
