@@ -81,13 +81,10 @@ export {
   decayGroups,
   gradientNorm,
   Optimizer,
-  Optimizer,
   type ParameterGroup,
   SCHEDULES,
   type ScheduleName,
   SGD,
-  SGD,
-  type SGDOptions,
   type SGDOptions,
   scheduleFactor,
 } from './optim/index.js';
