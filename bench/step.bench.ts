@@ -3,7 +3,7 @@ import { backward, scope, setTrainable } from '../src/autograd/index.js';
 import { LoraAdapters } from '../src/lora/index.js';
 import type { TokenBatch } from '../src/models/causal-lm.js';
 import { randomParameters } from '../src/models/init.js';
-import { buildModel } from '../src/models/load.js';
+import { buildCausalLM } from '../src/models/load.js';
 import { AdamW } from '../src/optim/index.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { measure, native, type Result, threadCounts } from './support.js';
@@ -50,7 +50,7 @@ export async function run(): Promise<Result[]> {
   const batch: TokenBatch = { inputIds, labels: inputIds, batch: BATCH, length: LENGTH };
   const results: Result[] = [];
   for (const mode of ['full', 'lora'] as const) {
-    const model = buildModel(
+    const model = buildCausalLM(
       config,
       randomParameters(1, config.num_hidden_layers as number, backend),
     );

@@ -11,7 +11,7 @@ const lr = 2e-3;
 const seed = 1;
 
 const tokenizer = lowrank.loadTokenizer(base);
-using model = lowrank.loadModel(base);
+using model = lowrank.loadCausalLM(base);
 const config = { rank: 8, targetModules: ['qv'] };
 const adapters = new lowrank.LoraAdapters(model).add('whale', config, seed);
 const optimizer = new lowrank.AdamW([{ parameters: adapters.tensors('whale') }], { lr });

@@ -12,7 +12,7 @@ import {
   generateText,
   LoraAdapters,
   loadAdapter,
-  loadModel,
+  loadCausalLM,
   loadTokenizer,
   promptIds,
 } from 'lowrank';
@@ -44,7 +44,7 @@ for (const [name, file] of [
 }
 
 const tokenizer = loadTokenizer(base);
-using model = loadModel(base);
+using model = loadCausalLM(base);
 const adapters = new LoraAdapters(model);
 const prompt = 'Definition: a large mammal that lives in the sea\nCategory:';
 const inputIds = Int32Array.from(promptIds(tokenizer, prompt));

@@ -2,7 +2,7 @@
  * LoRA fine-tuning from TypeScript.
  *
  * The short way is {@link finetune}: a model directory and a JSON Lines file in, a PEFT adapter
- * out. The long way is in its parts: {@link loadModel}, {@link LoraAdapters}, {@link AdamW},
+ * out. The long way is in its parts: {@link loadCausalLM}, {@link LoraAdapters}, {@link AdamW},
  * {@link train}, {@link saveAdapter}. Below both lie tensors, ops and modules.
  *
  * @packageDocumentation
@@ -49,13 +49,22 @@ export {
 
 // Models and text.
 export { CausalLM, type KvCache, type LossResult, type TokenBatch } from './models/causal-lm.js';
+export {
+  type ProblemType,
+  type SequenceBatch,
+  SequenceClassifier,
+} from './models/classifier.js';
 export { type GenerateOptions, generate, type SamplingOptions } from './models/generate.js';
 export { randomParameters } from './models/init.js';
 export { type LlamaConfig, LlamaForCausalLM, llamaConfig } from './models/llama.js';
 export {
+  buildCausalLM,
   buildModel,
   type LoadModelOptions,
+  loadCausalLM,
   loadModel,
+  type Model,
+  modelTypes,
   type SaveModelOptions,
   saveModel,
 } from './models/load.js';

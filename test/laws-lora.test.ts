@@ -4,7 +4,7 @@ import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
 import { LoraAdapters, LoraBranch, LoraLinear } from '../src/lora/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
-import { buildModel } from '../src/models/load.js';
+import { buildCausalLM } from '../src/models/load.js';
 import { Linear } from '../src/nn/index.js';
 import { AdamW } from '../src/optim/index.js';
 import type { Backend } from '../src/tensor/backend.js';
@@ -186,7 +186,7 @@ onEachBackend(test, 'a merged model answers what the unmerged one does', (backen
     const exact = { ...c, settings: { ...c.settings, dtype: 'f32' as const } };
     withAdapter(exact, backend, (model, adapters) => {
       randomize(adapters, 'a', c.settings.seed + 1, 0.1);
-      using merged = buildModel(tinyConfig(exact.settings), adapters.mergedSource('a'));
+      using merged = buildCausalLM(tinyConfig(exact.settings), adapters.mergedSource('a'));
       const batch = batchOf(c);
       const difference = relativeDifference(logitsOf(merged, batch), logitsOf(model, batch));
       assert.ok(difference < 1e-3, `${difference}`);

@@ -9,7 +9,7 @@ import {
   type LoraConfig,
   LoraLinear,
 } from '../src/lora/index.js';
-import { buildModel } from '../src/models/load.js';
+import { buildCausalLM } from '../src/models/load.js';
 import { Linear, type Module, withTraining } from '../src/nn/index.js';
 import { full, tensor } from '../src/tensor/create.js';
 import type { Tensor } from '../src/tensor/tensor.js';
@@ -282,8 +282,8 @@ onEachBackend(test, 'merging two adapters adds both updates, in either order', (
   randomize(adapters, 'a', 1);
   randomize(adapters, 'b', 2);
   const config = tinyConfig(TINY);
-  using ab = buildModel(config, adapters.mergedSource('a', 'b'));
-  using ba = buildModel(config, adapters.mergedSource('b', 'a'));
+  using ab = buildCausalLM(config, adapters.mergedSource('a', 'b'));
+  using ba = buildCausalLM(config, adapters.mergedSource('b', 'a'));
   const wrapped = firstQuery(model) as LoraLinear;
   const deltas = ['a', 'b'].map((n) => wrapped.branches.get(n)?.delta() as Tensor);
   const want = wrapped.base.weight
@@ -304,7 +304,7 @@ test('merging numbers that are not finite is refused', () => {
       setFloats(t, new Float32Array(t.size).fill(3e38));
     }
     assert.throws(
-      () => buildModel(tinyConfig(TINY), adapters.mergedSource('a')),
+      () => buildCausalLM(tinyConfig(TINY), adapters.mergedSource('a')),
       /\[merge\] expected finite weights/,
     );
   });

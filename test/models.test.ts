@@ -6,7 +6,7 @@ import { noGrad, scope } from '../src/autograd/index.js';
 import { writeSafetensors } from '../src/io/safetensors.js';
 import { generate } from '../src/models/generate.js';
 import { llamaConfig } from '../src/models/llama.js';
-import { buildModel, loadModel, saveModel } from '../src/models/load.js';
+import { buildCausalLM, loadCausalLM, saveModel } from '../src/models/load.js';
 import { full, tensor } from '../src/tensor/create.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend, reference } from './backends.js';
@@ -27,7 +27,10 @@ const CONFIG = tinyConfig(TINY);
 test('config.json: every setting that shapes the model, and the defaults of transformers', () => {
   const { head_dim: _, num_key_value_heads: __, ...plain } = CONFIG;
   const read = llamaConfig({ ...plain, tie_word_embeddings: undefined });
-  assert.equal(read, {
+  const { rope, ...numbers } = read;
+  assert.equal(Array.from(rope.frequencies(5)), [1, Math.fround(0.01)]);
+  assert.is(rope.factor, 1);
+  assert.equal(numbers, {
     vocabSize: 13,
     hiddenSize: 8,
     intermediateSize: 12,
@@ -37,18 +40,23 @@ test('config.json: every setting that shapes the model, and the defaults of tran
     headSize: 4,
     maxPositions: 64,
     normEps: 1e-6,
-    ropeTheta: 10000,
     tiedHead: false,
-    attentionBias: false,
+    queryBias: false,
+    outputBias: false,
     mlpBias: false,
+    headNorms: false,
+    windows: [0, 0],
+    attentionDropout: 0,
   });
   assert.is(llamaConfig({ ...CONFIG, head_dim: 6 }).headSize, 6);
   assert.is(llamaConfig({ ...CONFIG, head_dim: null }).headSize, 4);
-  const rope = { rope_theta: 5e5, rope_type: 'default' };
-  assert.is(
-    llamaConfig({ ...CONFIG, rope_theta: undefined, rope_parameters: rope }).ropeTheta,
-    5e5,
-  );
+  const newer = { rope_theta: 1e6, rope_type: 'default' };
+  const { rope: other } = llamaConfig({
+    ...CONFIG,
+    rope_theta: undefined,
+    rope_parameters: newer,
+  });
+  assert.equal(Array.from(other.frequencies(5)), [1, Math.fround(0.001)]);
 });
 
 test('config.json: what is missing or changes the arithmetic is refused by name', () => {
@@ -61,9 +69,13 @@ test('config.json: what is missing or changes the arithmetic is refused by name'
     [{ head_dim: 3 }, /even head_dim/],
     [{ head_dim: null, hidden_size: 9 }, /head_dim.*4\.5/],
     [{ hidden_act: 'gelu' }, /hidden_act.*"gelu"/],
-    [{ attention_dropout: 0.1 }, /attention_dropout.*0\.1/],
-    [{ rope_scaling: { rope_type: 'linear', factor: 2 } }, /rope_scaling/],
-    [{ rope_parameters: { rope_type: 'llama3', rope_theta: 1 } }, /rope_type.*"llama3"/],
+    [{ attention_dropout: 1.5 }, /attention_dropout.*1\.5/],
+    [{ rope_scaling: { rope_type: 'linear' } }, /rope_scaling.*factor.*nothing/],
+    [{ rope_scaling: { type: 'longrope', factor: 2 } }, /rope_type.*"longrope"/],
+    [{ rope_parameters: { rope_type: 'llama3', factor: 2 } }, /low_freq_factor.*nothing/],
+    [{ partial_rotary_factor: 0.5 }, /partial_rotary_factor.*0\.5/],
+    [{ quantization_config: { bits: 4 } }, /quantization_config/],
+    [{ layer_types: ['full_attention'] }, /layer_types/],
     [{ rms_norm_eps: 'x' }, /rms_norm_eps.*"x"/],
     [{ tie_word_embeddings: 'no' }, /tie_word_embeddings.*"no"/],
   ];
@@ -77,10 +89,10 @@ test('an unknown architecture names those there are', () => {
     throw new Error('no parameter is asked for');
   };
   assert.throws(
-    () => buildModel({ ...CONFIG, model_type: 'lama' }, none),
+    () => buildCausalLM({ ...CONFIG, model_type: 'lama' }, none),
     /\[model_type\] expected one of llama.*"lama".*Nearest: llama/,
   );
-  assert.throws(() => buildModel({}, none), /\[model_type\]/);
+  assert.throws(() => buildCausalLM({}, none), /\[model_type\]/);
 });
 
 test('a build that fails frees what it had got', () => {
@@ -88,7 +100,7 @@ test('a build that fails frees what it had got', () => {
   let asked = 0;
   assert.throws(
     () =>
-      buildModel(CONFIG, (_, shape) => {
+      buildCausalLM(CONFIG, (_, shape) => {
         if (++asked === 5) throw new Error('no more');
         return full(shape, 1, { backend: reference });
       }),
@@ -96,7 +108,7 @@ test('a build that fails frees what it had got', () => {
   );
   assert.throws(
     () =>
-      buildModel(CONFIG, (name, shape) =>
+      buildCausalLM(CONFIG, (name, shape) =>
         full(name === 'model.norm.weight' ? [9] : shape, 1, { backend: reference }),
       ),
     /\[parameter model\.norm\.weight\] expected \[8\], received \[9\]/,
@@ -139,7 +151,7 @@ onEachBackend(
       const parameters = new Map(model.namedParameters());
       withFolder((dir) => {
         saveModel(dir, { tensors: parameters, config: tinyConfig(c.settings), tokenizerDir: dir });
-        using loaded = loadModel(dir, { backend });
+        using loaded = loadCausalLM(dir, { backend });
         const again = new Map(loaded.namedParameters());
         assert.equal([...again.keys()], [...parameters.keys()]);
         for (const [name, p] of again) {
@@ -151,7 +163,7 @@ onEachBackend(
         const batch = tinyBatch(1, c.lengths, c.settings.vocab);
         assert.ok(sameBytes(logitBytes(loaded, batch), logitBytes(model, batch)));
         // Wider storage of the same numbers answers the same: widening is exact.
-        using wide = loadModel(dir, { backend, dtype: 'f32' });
+        using wide = loadCausalLM(dir, { backend, dtype: 'f32' });
         for (const [, p] of wide.namedParameters()) assert.is(p.dtype, 'f32');
         const difference = logitBytes(wide, batch);
         assert.is(difference.length, logitBytes(model, batch).length);
@@ -163,7 +175,7 @@ onEachBackend(
 onEachBackend(test, 'loaded for full training: every parameter f32 and trainable', (backend) => {
   withCheckpoint(
     (dir) => {
-      using model = loadModel(dir, { backend, trainable: true });
+      using model = loadCausalLM(dir, { backend, trainable: true });
       for (const [, p] of model.namedParameters()) {
         assert.is(p.dtype, 'f32');
         assert.is(p.requiresGrad, true);
@@ -178,7 +190,7 @@ test('a checkpoint with a tensor missing, misshapen or without a home is refused
   const { handles } = reference.memory();
   const fails = (message: RegExp, change: Parameters<typeof withCheckpoint>[1]) => {
     withCheckpoint((dir) => {
-      assert.throws(() => loadModel(dir, { backend: reference }), message);
+      assert.throws(() => loadCausalLM(dir, { backend: reference }), message);
     }, change);
     for (const t of Object.values(change?.tensors ?? {})) t?.dispose();
   };
@@ -199,14 +211,14 @@ test('a checkpoint with a tensor missing, misshapen or without a home is refused
 
 test('tensors that follow from others may be there', () => {
   const freq = tensor([1, 0.1], [2], { backend: reference });
-  withCheckpoint((dir) => loadModel(dir, { backend: reference }).dispose(), {
+  withCheckpoint((dir) => loadCausalLM(dir, { backend: reference }).dispose(), {
     tensors: { 'model.layers.0.self_attn.rotary_emb.inv_freq': freq },
   });
   const head = full([13, 8], 9, { backend: reference });
   const tied = { ...TINY, tied: true };
   withCheckpoint(
     (dir) => {
-      using model = loadModel(dir, { backend: reference });
+      using model = loadCausalLM(dir, { backend: reference });
       using plain = tinyModel(tied, reference);
       const batch = tinyBatch(1, [4], TINY.vocab);
       assert.ok(sameBytes(logitBytes(model, batch), logitBytes(plain, batch)));
@@ -257,7 +269,7 @@ onEachBackend(test, 'a key-value cache gives what the whole sequence gives', (ba
   });
 });
 
-onEachBackend(test, 'a cache that is full, or meets padding, is an error', (backend) => {
+onEachBackend(test, 'a cache that is full, or meets a gap, is an error', (backend) => {
   using model = tinyModel(TINY, backend);
   using cache = model.makeCache(1, 3);
   const step = (n: number) => () =>
@@ -272,7 +284,9 @@ onEachBackend(test, 'a cache that is full, or meets padding, is an error', (back
   assert.throws(step(1), /at most 3 positions/);
   using other = model.makeCache(2, 8);
   const padded = tinyBatch(1, [3, 2], TINY.vocab);
-  assert.throws(() => scope(() => model.lastLogits(padded, other)), /without padding/);
+  scope(() => model.lastLogits(padded, other));
+  assert.throws(() => scope(() => model.lastLogits(padded, other)), /padding before the tokens/);
+  assert.throws(() => scope(() => model.lastLogits(padded, cache)), /expected 1 rows/);
 });
 
 test.run();

@@ -29,7 +29,7 @@ export function backendOptions(c: Command): Command {
 export async function loadForUse(
   flags: ModelFlags,
 ): Promise<{ model: CausalLM; tokenizer: Tokenizer; backend: string }> {
-  const [{ getBackend }, { loadModel }, { loadTokenizer }, { LoraAdapters, loadAdapter }] =
+  const [{ getBackend }, { loadCausalLM }, { loadTokenizer }, { LoraAdapters, loadAdapter }] =
     await Promise.all([
       import('../tensor/registry.js'),
       import('../models/load.js'),
@@ -39,7 +39,7 @@ export async function loadForUse(
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
   const tokenizer = loadTokenizer(flags.model);
-  const model = loadModel(flags.model, { backend });
+  const model = loadCausalLM(flags.model, { backend });
   if (flags.adapter !== undefined) {
     loadAdapter(new LoraAdapters(model), 'adapter', flags.adapter);
   }

@@ -28,19 +28,58 @@ export interface LossResult {
 export class KvCache {
   readonly keys: Tensor[] = [];
   readonly values: Tensor[] = [];
-  /** Positions filled so far. */
+  /** Places filled so far, padding among them. */
   length = 0;
+  /** [B, most places]: 1 where a place holds a token that counts. */
+  readonly mask: Uint8Array;
+  /** Tokens that count so far, by row. */
+  readonly counts: Int32Array;
 
-  /** @param shape [B, most positions, key heads, head size] */
+  /** @param shape [B, most places, key heads, head size] */
   constructor(
     backend: Backend,
     layers: number,
     readonly shape: readonly [number, number, number, number],
   ) {
+    this.mask = new Uint8Array(shape[0] * shape[1]);
+    this.counts = new Int32Array(shape[0]);
     for (let i = 0; i < layers; i++) {
       this.keys.push(zeros(shape, { backend }).keep());
       this.values.push(zeros(shape, { backend }).keep());
     }
+  }
+
+  /** Whether a place filled so far is padding. */
+  get padded(): boolean {
+    return this.counts.some((n) => n < this.length);
+  }
+
+  /**
+   * Notes which of the next T places count. Padding belongs before a row's first token, or after
+   * its last: a token that counts may not follow a gap, which would be in the way of windows.
+   */
+  extend({ attentionMask, batch: B, length: T }: TokenBatch): void {
+    const [rows, places] = this.shape;
+    if (rows !== B) throw failure('model', `${rows} rows, as the cache has`, `${B}`);
+    if (this.length + T > places) {
+      throw failure('model', `at most ${places} positions`, `${this.length + T}`);
+    }
+    for (let b = 0; b < B; b++) {
+      for (let t = 0; t < T; t++) {
+        if (attentionMask?.[b * T + t] === 0) continue;
+        const at = b * places + this.length + t;
+        if ((this.counts[b] as number) > 0 && this.mask[at - 1] === 0) {
+          throw failure(
+            'model',
+            'padding before the tokens where a cache is used',
+            'padding between',
+          );
+        }
+        this.mask[at] = 1;
+        (this.counts[b] as number)++;
+      }
+    }
+    this.length += T;
   }
 
   dispose(): void {
@@ -58,9 +97,29 @@ export interface BodyInput {
   readonly ids: Tensor;
   /** i32 [B, T], counted from 0 over the tokens that count. */
   readonly positions: Tensor;
+  /** Positions of the longest row. */
+  readonly longest: number;
   /** u8 [B, S] over the keys of cache and input; none where every key counts. */
   readonly mask: Tensor | null;
+  /** Holds the places before these; `length` is their number. */
   readonly cache: KvCache | null;
+}
+
+/**
+ * The place of each token of a batch among those of its row that count, from `past` of the row on;
+ * padding has the place of the token before it, or 0.
+ */
+export function countedPositions(batch: TokenBatch, past?: Int32Array): Int32Array {
+  const { attentionMask, batch: B, length: T } = batch;
+  const out = new Int32Array(B * T);
+  for (let b = 0; b < B; b++) {
+    let count = past?.[b] ?? 0;
+    for (let t = 0; t < T; t++) {
+      if (attentionMask?.[b * T + t] !== 0) count++;
+      out[b * T + t] = Math.max(0, count - 1);
+    }
+  }
+  return out;
 }
 
 /** A model that predicts the next token: a body that answers hidden states, and a head. */
@@ -69,6 +128,8 @@ export abstract class CausalLM extends Module {
   abstract readonly vocabSize: number;
   /** The most positions it was made for. */
   abstract readonly maxPositions: number;
+  /** PEFT's name of what it is for. */
+  readonly peftTask = 'CAUSAL_LM';
 
   /** Hidden states [B, T, C] after the last norm. */
   protected abstract body(input: BodyInput): Tensor;
@@ -77,38 +138,48 @@ export abstract class CausalLM extends Module {
   /** A cache for `batch` sequences of at most `positions` positions. */
   abstract makeCache(batch: number, positions: number): KvCache;
 
+  /** Sequences up to this length may use a cache: in longer ones all earlier keys change. */
+  get cacheablePositions(): number {
+    return this.maxPositions;
+  }
+
   /** The batch's hidden states [B, T, C]; with a cache, of the positions after those it holds. */
   hidden(batch: TokenBatch, cache: KvCache | null = null): Tensor {
     const { batch: B, length: T } = batch;
     checkBatch(batch, this.vocabSize);
-    const past = cache?.length ?? 0;
-    const S = past + T;
-    if (S > this.maxPositions || (cache && S > cache.shape[1])) {
-      throw failure(
-        'model',
-        `at most ${cache ? Math.min(cache.shape[1], this.maxPositions) : this.maxPositions} positions`,
-        `${S}`,
-      );
-    }
+    const positions = countedPositions(batch, cache?.counts);
+    const longest = positions.reduce((n, p) => Math.max(n, p), 0) + 1;
+    const most = cache ? this.cacheablePositions : this.maxPositions;
+    if (longest > most) throw failure('model', `at most ${most} positions`, `${longest}`);
     const { backend } = this;
-    const padded = batch.attentionMask?.includes(0) ?? false;
-    if (padded && cache) {
-      throw failure('model', 'sequences without padding where a cache is used', 'padding');
+    const past = cache?.length ?? 0;
+    cache?.extend(batch);
+    const mask = this.#keyMask(batch, cache);
+    try {
+      // The body finds the cache as it was before these positions.
+      if (cache) cache.length = past;
+      return this.body({
+        ids: tensor(batch.inputIds, [B, T], { backend, dtype: 'i32' }),
+        positions: tensor(positions, [B, T], { backend, dtype: 'i32' }),
+        longest,
+        mask,
+        cache,
+      });
+    } finally {
+      if (cache) cache.length = past + T;
     }
-    const hidden = this.body({
-      ids: tensor(batch.inputIds, [B, T], { backend, dtype: 'i32' }),
-      positions: tensor(
-        Int32Array.from({ length: B * T }, (_, i) => past + (i % T)),
-        [B, T],
-        { backend, dtype: 'i32' },
-      ),
-      mask: padded
-        ? tensor(batch.attentionMask as Uint8Array, [B, T], { backend, dtype: 'u8' })
-        : null,
-      cache,
-    });
-    if (cache) cache.length = S;
-    return hidden;
+  }
+
+  #keyMask(batch: TokenBatch, cache: KvCache | null): Tensor | null {
+    const { backend } = this;
+    if (cache) {
+      const [B, places] = cache.shape;
+      if (!cache.padded) return null;
+      return tensor(cache.mask, [B, places], { backend, dtype: 'u8' });
+    }
+    const { attentionMask, batch: B, length: T } = batch;
+    if (!attentionMask?.includes(0)) return null;
+    return tensor(attentionMask, [B, T], { backend, dtype: 'u8' });
   }
 
   /** Logits [B, T, V] of every position. */

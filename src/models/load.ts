@@ -9,32 +9,55 @@ import type { DType } from '../tensor/dtype.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { CausalLM } from './causal-lm.js';
-import { LlamaForCausalLM, llamaConfig } from './llama.js';
+import { CausalLM } from './causal-lm.js';
+import type { SequenceClassifier } from './classifier.js';
+import { LLAMA_FAMILY, LlamaForCausalLM, llamaConfig } from './llama.js';
 
 type Json = Readonly<Record<string, unknown>>;
 
-/** How each `model_type` of config.json is built. */
-const ARCHITECTURES: Readonly<Record<string, (config: Json, source: ParameterSource) => CausalLM>> =
-  {
-    llama: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
-  };
+/** Whatever a config.json may name. */
+export type Model = CausalLM | SequenceClassifier;
+
+/** One kind of model: how it is built, and how its checkpoints are read. */
+export interface Architecture {
+  build(config: Json, source: ParameterSource): Model;
+  /** The model's name of a tensor of a checkpoint; null for one that is known and not needed. */
+  tensorName?(name: string, config: Json): string | null;
+}
+
+const LLAMA: Architecture = {
+  build: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
+  tensorName: (name) => (name.endsWith('.rotary_emb.inv_freq') ? null : name),
+};
+
+/** Every architecture by its `model_type` in config.json. */
+const ARCHITECTURES: ReadonlyMap<string, Architecture> = new Map([
+  ...LLAMA_FAMILY.map((type) => [type, LLAMA] as const),
+]);
+
+/** The values of `model_type` there are. */
+export function modelTypes(): string[] {
+  return [...ARCHITECTURES.keys()];
+}
+
+function architectureOf(config: Json): Architecture {
+  const type = String(config.model_type);
+  const found = ARCHITECTURES.get(type);
+  if (found) return found;
+  throw failure(
+    'model_type',
+    `one of ${modelTypes().join(', ')}`,
+    `"${type}"`,
+    `Nearest: ${nearest(type, modelTypes(), 1).join('')}`,
+  );
+}
 
 /**
  * Builds a model of the architecture that a config.json names, from any source of parameters.
  * @throws as the configuration and the source do; the parameters got so far are then freed
  */
-export function buildModel(config: Json, source: ParameterSource): CausalLM {
-  const type = String(config.model_type);
-  const build = ARCHITECTURES[type];
-  if (!build) {
-    throw failure(
-      'model_type',
-      `one of ${Object.keys(ARCHITECTURES).join(', ')}`,
-      `"${type}"`,
-      `Nearest: ${nearest(type, Object.keys(ARCHITECTURES), 1).join('')}`,
-    );
-  }
+export function buildModel(config: Json, source: ParameterSource): Model {
+  const { build } = architectureOf(config);
   const made: Tensor[] = [];
   try {
     return build(config, (name, shape) => {
@@ -46,6 +69,17 @@ export function buildModel(config: Json, source: ParameterSource): CausalLM {
     for (const t of made) t.dispose();
     throw error;
   }
+}
+
+/** {@link buildModel} for a model that predicts the next token. @throws for any other */
+export function buildCausalLM(config: Json, source: ParameterSource): CausalLM {
+  return onlyCausal(buildModel(config, source), String(config.model_type));
+}
+
+function onlyCausal(model: Model, name: string): CausalLM {
+  if (model instanceof CausalLM) return model;
+  model.dispose();
+  throw failure('model', 'one that predicts the next token', `a classifier (${name})`);
 }
 
 /** How {@link loadModel} loads. */
@@ -63,31 +97,38 @@ export interface LoadModelOptions {
  * file where the backend can map it.
  * @throws when a tensor is missing or none of the model's, or the configuration is not supported
  */
-export function loadModel(dir: string, options: LoadModelOptions = {}): CausalLM {
+export function loadModel(dir: string, options: LoadModelOptions = {}): Model {
   const checkpoint = openCheckpoint(dir);
+  const { config } = checkpoint;
+  const { tensorName } = architectureOf(config);
   const backend =
     typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
+  // The checkpoint's name of each tensor by the model's.
+  const stored = new Map<string, string>();
+  for (const name of checkpoint.tensors.keys()) {
+    const own = tensorName ? tensorName(name, config) : name;
+    if (own !== null) stored.set(own, name);
+  }
   const source = checkpointSource(checkpoint, backend, options);
-  const left = new Set(checkpoint.tensors.keys());
-  const model = buildModel(checkpoint.config, (name, shape) => {
+  const left = new Map(stored);
+  if (config.tie_word_embeddings === true) left.delete('lm_head.weight');
+  const model = buildModel(config, (name, shape) => {
     left.delete(name);
-    return source(name, shape);
+    return source(stored.get(name) ?? name, shape);
   });
-  const homeless = [...left].filter((name) => !isDerived(name, checkpoint.config));
-  if (homeless.length === 0) return model;
+  if (left.size === 0) return model;
   model.dispose();
-  const some = homeless.slice(0, 5).join(', ');
+  const some = [...left.values()].slice(0, 5).join(', ');
   throw failure(
     `model ${dir}`,
-    `only tensors of a ${checkpoint.config.model_type} model`,
-    `${homeless.length} others: ${some}${homeless.length > 5 ? ', …' : ''}`,
+    `only tensors of a ${config.model_type} model`,
+    `${left.size} others: ${some}${left.size > 5 ? ', …' : ''}`,
   );
 }
 
-/** Tensors that some checkpoints hold although they follow from others or from the settings. */
-function isDerived(name: string, config: Json): boolean {
-  if (name.endsWith('.rotary_emb.inv_freq')) return true;
-  return name === 'lm_head.weight' && config.tie_word_embeddings === true;
+/** {@link loadModel} for a model that predicts the next token. @throws for any other */
+export function loadCausalLM(dir: string, options: LoadModelOptions = {}): CausalLM {
+  return onlyCausal(loadModel(dir, options), dir);
 }
 
 function checkpointSource(

@@ -6,7 +6,7 @@ import { loadTokenizer, type Tokenizer } from '../io/tokenizer.js';
 import { type FullLoraConfig, fullConfig } from '../lora/config.js';
 import { LoraAdapters, saveAdapter } from '../lora/index.js';
 import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
-import { loadModel, saveModel } from '../models/load.js';
+import { loadCausalLM, saveModel } from '../models/load.js';
 import { AdamW, decayGroups, SCHEDULES, type ScheduleName } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure, nearest } from '../tensor/errors.js';
@@ -144,7 +144,7 @@ function loraConfig({ lora }: FinetuneOptions): FullLoraConfig {
 function loraTrainee(options: FinetuneOptions, backend: Backend, seed: number): Trainee {
   const { modelDir, out } = options;
   const config = loraConfig(options);
-  const model = loadModel(modelDir, { backend });
+  const model = loadCausalLM(modelDir, { backend });
   let adapters: LoraAdapters;
   try {
     adapters = new LoraAdapters(model).add(ADAPTER, config, seed);
@@ -175,7 +175,7 @@ const STORED = { F32: 'f32', F16: 'f16', BF16: 'bf16' } as const;
 
 function fullTrainee(options: FinetuneOptions, backend: Backend, checkpoint: Checkpoint): Trainee {
   const { modelDir, out } = options;
-  const model = loadModel(modelDir, { backend, trainable: true });
+  const model = loadCausalLM(modelDir, { backend, trainable: true });
   const parameters = new Map(model.namedParameters());
   const [stored] = [...checkpoint.tensors.values()].map((t) => t.dtype);
   const dtype = STORED[stored as keyof typeof STORED] ?? 'f32';

@@ -4,7 +4,7 @@ import { BatchSampler } from '../io/sampler.js';
 import { TokenFile } from '../io/token-file.js';
 import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
 import { randomParameters } from '../models/init.js';
-import { buildModel, saveModel } from '../models/load.js';
+import { buildCausalLM, saveModel } from '../models/load.js';
 import { AdamW, decayGroups } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
@@ -89,7 +89,7 @@ const EVAL_WINDOWS = 48;
 export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEvent | EvalEvent> {
   const { config, backend, seed, seqLength, batchSize, steps, accumulation, out } = options;
   const layers = Number(config.num_hidden_layers);
-  const model = buildModel(config, randomParameters(seed, layers, backend));
+  const model = buildCausalLM(config, randomParameters(seed, layers, backend));
   if (seqLength > model.maxPositions) {
     throw failure('seqLength', `at most ${model.maxPositions}`, String(seqLength));
   }

@@ -11,7 +11,7 @@ import { SafetensorsFile } from '../../src/io/safetensors.js';
 import { PEFT_PREFIX } from '../../src/lora/adapters.js';
 import { LoraAdapters, loadAdapter, saveAdapter } from '../../src/lora/index.js';
 import type { CausalLM, TokenBatch } from '../../src/models/causal-lm.js';
-import { buildModel, loadModel } from '../../src/models/load.js';
+import { buildCausalLM, loadCausalLM } from '../../src/models/load.js';
 import { AdamW, type AdamWOptions } from '../../src/optim/index.js';
 import type { Backend } from '../../src/tensor/backend.js';
 import { failure } from '../../src/tensor/errors.js';
@@ -145,7 +145,7 @@ function mergedLogits(
   config: Readonly<Record<string, unknown>>,
   batch: TokenBatch,
 ): number[] {
-  using merged = buildModel(config, adapters.mergedSource(name));
+  using merged = buildCausalLM(config, adapters.mergedSource(name));
   return logitsOf(merged, batch);
 }
 
@@ -245,7 +245,7 @@ function compareWidened(
   backend: Backend,
   compare: CompareLogits,
 ): void {
-  using model = loadModel(dir, { backend, dtype: 'f32' });
+  using model = loadCausalLM(dir, { backend, dtype: 'f32' });
   using adapters = new LoraAdapters(model);
   const tensors = trained.tensors('case');
   adapters.addFrom('ours', trained.config('case'), (path) => {
@@ -266,7 +266,7 @@ function runCausal(dir: string, backend: Backend, into: Comparison): void {
   if (json.task !== 'CAUSAL_LM') throw failure('golden task', 'CAUSAL_LM', String(json.task));
   const config = readJsonObject(join(dir, 'config.json'), 'golden');
   const batch = batchOf(into);
-  using model = loadModel(dir, { backend });
+  using model = loadCausalLM(dir, { backend });
   const counts = (i: number) => batch.attentionMask?.[Math.floor(i / model.vocabSize)] === 1;
   const compare: CompareLogits = (name, received, tolerance, against = name) =>
     into.compare(name, received, tolerance, { against, counts });

@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { randomParameters } from '../../src/models/init.js';
-import { buildModel, saveModel } from '../../src/models/load.js';
+import { buildCausalLM, saveModel } from '../../src/models/load.js';
 import { getBackend } from '../../src/tensor/registry.js';
 
 /** config.json of the tiny model: one layer, the bundled tokenizer's 4096 tokens. */
@@ -27,7 +27,7 @@ export const TINY_CONFIG: Readonly<Record<string, unknown>> = {
 
 /** Writes the tiny model with random bf16 weights. */
 export function writeTinyModel(dir: string, seed = 1): void {
-  const model = buildModel(TINY_CONFIG, randomParameters(seed, 1, getBackend('reference')));
+  const model = buildCausalLM(TINY_CONFIG, randomParameters(seed, 1, getBackend('reference')));
   try {
     saveModel(dir, {
       tensors: new Map(model.namedParameters()),

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { noGrad, scope } from '../../src/autograd/index.js';
 import type { LoraAdapters } from '../../src/lora/index.js';
 import type { CausalLM, TokenBatch } from '../../src/models/causal-lm.js';
-import { buildModel } from '../../src/models/load.js';
+import { buildCausalLM } from '../../src/models/load.js';
 import type { ParameterSource } from '../../src/nn/index.js';
 import type { Backend } from '../../src/tensor/backend.js';
 import { tensor } from '../../src/tensor/create.js';
@@ -77,7 +77,7 @@ export function tinySource(s: TinySettings, backend: Backend): ParameterSource {
 }
 
 export function tinyModel(s: TinySettings, backend: Backend): CausalLM {
-  return buildModel(tinyConfig(s), tinySource(s, backend));
+  return buildCausalLM(tinyConfig(s), tinySource(s, backend));
 }
 
 /** Random tokens; the rows have these lengths and are padded on the right, without labels there. */
