@@ -55,6 +55,7 @@ export {
   SequenceClassifier,
 } from './models/classifier.js';
 export { type GenerateOptions, generate, type SamplingOptions } from './models/generate.js';
+export { type Gpt2Config, Gpt2LMHeadModel, gpt2Config } from './models/gpt2.js';
 export { randomParameters } from './models/init.js';
 export { type LlamaConfig, LlamaForCausalLM, llamaConfig } from './models/llama.js';
 export {
@@ -72,12 +73,14 @@ export { type Merged, type MergeOptions, mergeAdapter } from './models/merge.js'
 export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
 // Modules.
 export {
+  Conv1D,
   Dense,
   Embedding,
   LayerNorm,
   Linear,
   Module,
   type ParameterSource,
+  PlainDense,
   RMSNorm,
   withTraining,
 } from './nn/index.js';

@@ -174,7 +174,6 @@ test('settings that change the arithmetic and are not supported are refused by n
   const unsupported: Record<string, unknown> = {
     use_dora: true,
     use_rslora: true,
-    fan_in_fan_out: true,
     bias: 'lora_only',
     lora_bias: true,
     rank_pattern: { q_proj: 4 },

@@ -25,7 +25,6 @@ const UNUSED: Readonly<Record<string, unknown>> = {
   ensure_weight_tying: false,
   eva_config: null,
   exclude_modules: null,
-  fan_in_fan_out: false,
   kasa_config: null,
   layer_replication: null,
   layers_pattern: null,
@@ -50,6 +49,8 @@ const UNUSED: Readonly<Record<string, unknown>> = {
 const NEUTRAL = new Set([
   'auto_mapping',
   'base_model_name_or_path',
+  // Follows from the layers: true for Conv1D, whose weights are [in, out].
+  'fan_in_fan_out',
   'inference_mode',
   'megatron_core',
   'peft_version',
@@ -83,11 +84,13 @@ function peftConfig(
   config: FullLoraConfig,
   targets: readonly string[],
   baseName: string | null,
+  transposed: boolean,
 ): Record<string, unknown> {
   const all: Record<string, unknown> = {
     ...UNUSED,
     auto_mapping: null,
     base_model_name_or_path: baseName,
+    fan_in_fan_out: transposed,
     inference_mode: true,
     init_lora_weights: config.init === 'gaussian' ? 'gaussian' : true,
     lora_alpha: config.alpha,
@@ -119,10 +122,13 @@ export function saveAdapter(
   const config = adapters.config(name);
   const tensors = adapters.tensors(name);
   const targets = peftTargets(adapters.model, config.targetModules);
+  const transposed = chooseTargets(adapters.model, config.targetModules).some(
+    (t) => baseOf(t.layer).transposed,
+  );
   mkdirSync(dir, { recursive: true });
   writeFilesAtomic(dir, [
     [WEIGHTS, safetensorsParts(tensors, { format: 'pt' })],
-    [CONFIG, [jsonBytes(peftConfig(config, targets, baseName))]],
+    [CONFIG, [jsonBytes(peftConfig(config, targets, baseName, transposed))]],
   ]);
 }
 

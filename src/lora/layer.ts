@@ -1,5 +1,5 @@
 import { noGrad, scope, setTrainable } from '../autograd/index.js';
-import { Dense, Linear, trainingContext } from '../nn/index.js';
+import { Dense, PlainDense, trainingContext } from '../nn/index.js';
 import { add, cast, dropout, linear, matmul, scale } from '../ops/index.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
@@ -72,9 +72,11 @@ export class LoraBranch {
     return linear(scale(linear(seen, this.a), this.scaling), this.b);
   }
 
-  /** scaling · B A, [out, in], f32. */
-  delta(): Tensor {
-    return noGrad(() => scope(() => scale(matmul(this.b, this.a), this.scaling)));
+  /** scaling · B A, [out, in], or [in, out] where `transposed`; f32. */
+  delta(transposed = false): Tensor {
+    const product = () =>
+      transposed ? matmul(this.a, this.b, { transA: true, transB: true }) : matmul(this.b, this.a);
+    return noGrad(() => scope(() => scale(product(), this.scaling)));
   }
 
   dispose(): void {
@@ -84,9 +86,11 @@ export class LoraBranch {
 }
 
 /** The layer that holds the weights of a dense one. */
-export function baseOf(layer: Dense): Linear {
+export function baseOf(layer: Dense): PlainDense {
   const base = layer instanceof LoraLinear ? layer.base : layer;
-  if (!(base instanceof Linear)) throw failure('lora', 'a Linear layer', base.constructor.name);
+  if (!(base instanceof PlainDense)) {
+    throw failure('lora', 'a layer with one weight', base.constructor.name);
+  }
   return base;
 }
 
@@ -106,7 +110,7 @@ export class LoraLinear extends Dense {
   /** Names of the adapters that take part in the forward pass, in order. */
   active: readonly string[] = [];
 
-  constructor(readonly base: Linear) {
+  constructor(readonly base: PlainDense) {
     super();
     this.inFeatures = base.inFeatures;
     this.outFeatures = base.outFeatures;
@@ -127,14 +131,14 @@ export class LoraLinear extends Dense {
    * W's dtype. The base is not touched.
    * @throws when the merged weight is not finite
    */
-  merged(names: readonly string[]): Linear {
+  merged(names: readonly string[]): PlainDense {
     const { weight, bias } = this.base;
     const merged = noGrad(() =>
       scope(() => {
         let sum = cast(weight, 'f32');
         for (const name of names) {
           const branch = this.branches.get(name);
-          if (branch) sum = add(sum, branch.delta());
+          if (branch) sum = add(sum, branch.delta(this.base.transposed));
         }
         return cast(sum, weight.dtype);
       }),
@@ -144,7 +148,7 @@ export class LoraLinear extends Dense {
       throw failure('merge', 'finite weights', `NaN or Inf in ${shapeText(weight.shape)}`);
     }
     merged.storage.retag('frozen');
-    return new Linear(merged, bias ? bias.alias().keep() : null);
+    return this.base.withWeights(merged, bias ? bias.alias().keep() : null);
   }
 
   override dispose(): void {

@@ -11,6 +11,7 @@ import { getBackend } from '../tensor/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { CausalLM } from './causal-lm.js';
 import type { SequenceClassifier } from './classifier.js';
+import { Gpt2LMHeadModel, gpt2Config, gpt2TensorName } from './gpt2.js';
 import { LLAMA_FAMILY, LlamaForCausalLM, llamaConfig } from './llama.js';
 
 type Json = Readonly<Record<string, unknown>>;
@@ -27,12 +28,21 @@ export interface Architecture {
 
 const LLAMA: Architecture = {
   build: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
-  tensorName: (name) => (name.endsWith('.rotary_emb.inv_freq') ? null : name),
+  tensorName: (name, config) => {
+    if (name === 'lm_head.weight' && config.tie_word_embeddings === true) return null;
+    return name.endsWith('.rotary_emb.inv_freq') ? null : name;
+  },
+};
+
+const GPT2: Architecture = {
+  build: (config, source) => new Gpt2LMHeadModel(gpt2Config(config), source),
+  tensorName: gpt2TensorName,
 };
 
 /** Every architecture by its `model_type` in config.json. */
 const ARCHITECTURES: ReadonlyMap<string, Architecture> = new Map([
   ...LLAMA_FAMILY.map((type) => [type, LLAMA] as const),
+  ['gpt2', GPT2],
 ]);
 
 /** The values of `model_type` there are. */
@@ -111,7 +121,6 @@ export function loadModel(dir: string, options: LoadModelOptions = {}): Model {
   }
   const source = checkpointSource(checkpoint, backend, options);
   const left = new Map(stored);
-  if (config.tie_word_embeddings === true) left.delete('lm_head.weight');
   const model = buildModel(config, (name, shape) => {
     left.delete(name);
     return source(stored.get(name) ?? name, shape);

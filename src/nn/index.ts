@@ -1,9 +1,11 @@
 export {
+  Conv1D,
   Dense,
   Embedding,
   LayerNorm,
   Linear,
   type ParameterSource,
+  PlainDense,
   parameter,
   RMSNorm,
 } from './layers.js';

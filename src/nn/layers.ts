@@ -1,4 +1,4 @@
-import { embedding, layerNorm, linear, rmsNorm } from '../ops/index.js';
+import { add, embedding, layerNorm, linear, matmul, reshape, rmsNorm } from '../ops/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -26,8 +26,19 @@ export abstract class Dense extends Module {
   abstract forward(x: Tensor): Tensor;
 }
 
+/** A plain dense layer: one weight, and a bias or none. */
+export abstract class PlainDense extends Dense {
+  abstract readonly weight: Tensor;
+  abstract readonly bias: Tensor | null;
+  /** Whether the weight is stored [in, out], the other way round than usual. */
+  abstract readonly transposed: boolean;
+  /** A layer of the same kind with another weight of the same shape. */
+  abstract withWeights(weight: Tensor, bias: Tensor | null): PlainDense;
+}
+
 /** y = x Wᵀ + b. */
-export class Linear extends Dense {
+export class Linear extends PlainDense {
+  readonly transposed = false;
   readonly inFeatures: number;
   readonly outFeatures: number;
 
@@ -58,6 +69,51 @@ export class Linear extends Dense {
 
   forward(x: Tensor): Tensor {
     return linear(x, this.weight, this.bias);
+  }
+
+  withWeights(weight: Tensor, bias: Tensor | null): Linear {
+    return new Linear(weight, bias);
+  }
+}
+
+/** y = x W + b with W [in, out], as GPT-2 stores it. */
+export class Conv1D extends PlainDense {
+  readonly transposed = true;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+
+  /**
+   * @param weight [in, out]
+   * @param bias [out]
+   */
+  constructor(
+    readonly weight: Tensor,
+    readonly bias: Tensor | null,
+  ) {
+    super();
+    [this.inFeatures, this.outFeatures] = weight.shape as [number, number];
+  }
+
+  static from(
+    source: ParameterSource,
+    name: string,
+    outFeatures: number,
+    inFeatures: number,
+  ): Conv1D {
+    return new Conv1D(
+      parameter(source, `${name}.weight`, [inFeatures, outFeatures]),
+      parameter(source, `${name}.bias`, [outFeatures]),
+    );
+  }
+
+  forward(x: Tensor): Tensor {
+    // One product over all rows instead of a batch of products.
+    const y = matmul(reshape(x, [-1, this.inFeatures]), this.weight);
+    return reshape(this.bias ? add(y, this.bias) : y, [...x.shape.slice(0, -1), this.outFeatures]);
+  }
+
+  withWeights(weight: Tensor, bias: Tensor | null): Conv1D {
+    return new Conv1D(weight, bias);
   }
 }
 
