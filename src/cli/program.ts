@@ -1,5 +1,6 @@
 import { Command, CommanderError } from 'commander';
 import { buildCommand } from './build.js';
+import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { evalCommand } from './eval.js';
 import { generateCommand } from './generate.js';
@@ -31,6 +32,7 @@ export function makeProgram(): Command {
     evalCommand(),
     mergeCommand(),
     pretrainCommand(),
+    demoCommand(),
     buildCommand(),
     doctorCommand(),
   ];
