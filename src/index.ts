@@ -48,6 +48,12 @@ export {
 } from './lora/index.js';
 
 // Models and text.
+export {
+  type BertConfig,
+  BertForSequenceClassification,
+  bertConfig,
+  RobertaForSequenceClassification,
+} from './models/bert.js';
 export { CausalLM, type KvCache, type LossResult, type TokenBatch } from './models/causal-lm.js';
 export {
   type ProblemType,

@@ -20,7 +20,7 @@ import { skipUnless } from './support.js';
 
 /** Cases kept beside the project, too large to be carried by it. */
 const SHARED = fileURLToPath(new URL('../../shared/golden', import.meta.url));
-const SHARED_CASES = ['gpt2-c_attn', 'llama-all-linear', 'llama-qv-tied-bf16'];
+const SHARED_CASES = ['gpt2-c_attn', 'llama-all-linear', 'llama-qv-tied-bf16', 'roberta-cls'];
 
 /** Small cases that test/golden/make.py makes again. */
 const OWN = fileURLToPath(new URL('golden/cases', import.meta.url));

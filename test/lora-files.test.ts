@@ -178,7 +178,6 @@ test('settings that change the arithmetic and are not supported are refused by n
     lora_bias: true,
     rank_pattern: { q_proj: 4 },
     alpha_pattern: { q_proj: 4 },
-    modules_to_save: ['lm_head'],
     layers_to_transform: [0],
     exclude_modules: ['v_proj'],
     target_parameters: ['x'],

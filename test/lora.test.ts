@@ -183,7 +183,14 @@ test('A is random by seed and layer, B is zero; the defaults are those documente
 test('A starts with the spread of PEFT: 1/√(3·in) for Kaiming, 1/r for Gaussian', () => {
   const layer = new Linear(full([4, 300], 0, { backend: reference }));
   for (const init of ['kaiming', 'gaussian'] as const) {
-    const config = { rank: 50, alpha: 1, targetModules: ['l'], dropout: 0, init };
+    const config = {
+      rank: 50,
+      alpha: 1,
+      targetModules: ['l'],
+      dropout: 0,
+      init,
+      modulesToSave: [],
+    };
     const branch = LoraBranch.create('l', layer, config, 5);
     const values = branch.a.toNumbers();
     const mean = values.reduce((n, v) => n + v, 0) / values.length;

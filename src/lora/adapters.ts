@@ -1,10 +1,12 @@
-import { setTrainable } from '../autograd/index.js';
+import { noGrad, scope, setTrainable } from '../autograd/index.js';
 import type { Dense, Module, ParameterSource } from '../nn/index.js';
+import { cast } from '../ops/index.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
 import { baseOf, LoraBranch, LoraLinear } from './layer.js';
+import { SavedModules } from './saved.js';
 import { chooseTargets, type Target } from './targets.js';
 
 /** PEFT's prefix of every tensor's name in an adapter file. */
@@ -31,6 +33,16 @@ function checkShapes(branch: LoraBranch, rank: number, layer: Dense): void {
   throw failure(`lora adapter, ${path}`, text(wanted), text([a.shape, b.shape]));
 }
 
+/** What a model is for, in PEFT's words. */
+export function peftTask(model: Module): string {
+  return (model as { peftTask?: string }).peftTask ?? 'CAUSAL_LM';
+}
+
+/** PEFT trains the head of a classifier along, by either of two names. */
+function defaultsFor(model: Module): Partial<LoraConfig> {
+  return peftTask(model) === 'SEQ_CLS' ? { modulesToSave: ['classifier', 'score'] } : {};
+}
+
 /**
  * The LoRA adapters of a model: several by name, at most one active. The model's own parameters
  * are frozen and never written; with no adapter active its outputs are the base's, bit for bit.
@@ -39,6 +51,7 @@ export class LoraAdapters {
   readonly #configs = new Map<string, FullLoraConfig>();
   readonly #wrapped = new Map<string, { target: Target; layer: LoraLinear }>();
   readonly #base: ReadonlyMap<string, Tensor>;
+  readonly #saved: SavedModules;
   #active: string | null = null;
 
   /**
@@ -52,6 +65,7 @@ export class LoraAdapters {
       }
     }
     this.#base = new Map(model.namedParameters());
+    this.#saved = new SavedModules(model);
     for (const p of this.#base.values()) setTrainable(p, false);
   }
 
@@ -74,7 +88,8 @@ export class LoraAdapters {
    * @throws when the name is taken, a setting is out of range, or a target matches nothing
    */
   add(name: string, config: LoraConfig, seed: number): this {
-    const full = fullConfig(config);
+    const full = fullConfig({ ...defaultsFor(this.model), ...config });
+    this.#checkSaved(config.modulesToSave ?? []);
     this.#attach(name, full, (path, target) => LoraBranch.create(path, target.layer, full, seed));
     return this.setTrainable(name, true).setActive(name);
   }
@@ -82,11 +97,17 @@ export class LoraAdapters {
   /**
    * Adds an adapter from tensors, A [r, in] and B [out, r], frozen and active. The adapter owns
    * the tensors.
+   * @param saved the f32 parameters of the modules saved whole, by name; default the base's
    * @throws on a tensor of another shape; those asked for so far are then freed
    */
-  addFrom(name: string, config: LoraConfig, tensors: BranchTensors): this {
+  addFrom(
+    name: string,
+    config: LoraConfig,
+    tensors: BranchTensors,
+    saved?: (parameter: string) => Tensor,
+  ): this {
     const full = fullConfig(config);
-    this.#attach(name, full, (path, target) => {
+    const branchOf = (path: string, target: Target) => {
       const { a, b } = tensors(path, target.layer);
       const scaling = full.alpha / full.rank;
       const branch = new LoraBranch(path, a.keep(), b.keep(), scaling, full.dropout);
@@ -97,7 +118,8 @@ export class LoraAdapters {
         throw error;
       }
       return branch;
-    });
+    };
+    this.#attach(name, full, branchOf, saved);
     return this.setTrainable(name, false).setActive(name);
   }
 
@@ -105,14 +127,16 @@ export class LoraAdapters {
     name: string,
     config: FullLoraConfig,
     make: (path: string, target: Target) => LoraBranch,
+    saved?: (parameter: string) => Tensor,
   ): void {
     if (name === '' || this.#configs.has(name)) {
       throw failure('lora adapter', 'a new, non-empty name', `"${name}"`);
     }
-    const targets = chooseTargets(this.model, config.targetModules);
+    const targets = chooseTargets(this.model, config.targetModules, config.modulesToSave);
     const made: [Target, LoraBranch][] = [];
     try {
       for (const t of targets) made.push([t, make(t.path, t)]);
+      this.#saved.add(name, config.modulesToSave, saved);
     } catch (error) {
       for (const [, branch] of made) branch.dispose();
       throw error;
@@ -134,6 +158,7 @@ export class LoraAdapters {
   setActive(name: string | null): this {
     if (name !== null) this.#known(name);
     this.#active = name;
+    this.#saved.setActive(name);
     for (const { layer } of this.#wrapped.values()) layer.active = name === null ? [] : [name];
     return this;
   }
@@ -142,6 +167,7 @@ export class LoraAdapters {
   setTrainable(name: string, trainable: boolean): this {
     this.#known(name);
     for (const branch of this.#branches(name)) branch.setTrainable(trainable);
+    this.#saved.setTrainable(name, trainable);
     return this;
   }
 
@@ -149,6 +175,7 @@ export class LoraAdapters {
   remove(name: string): this {
     this.#known(name);
     if (this.#active === name) this.setActive(null);
+    this.#saved.remove(name);
     for (const [path, { target, layer }] of this.#wrapped) {
       layer.branches.get(name)?.dispose();
       layer.branches.delete(name);
@@ -176,6 +203,7 @@ export class LoraAdapters {
       out.set(`${PEFT_PREFIX}${branch.path}.lora_A.weight`, branch.a);
       out.set(`${PEFT_PREFIX}${branch.path}.lora_B.weight`, branch.b);
     }
+    for (const [parameter, t] of this.#saved.tensors(name)) out.set(PEFT_PREFIX + parameter, t);
     return new Map([...out].sort(([x], [y]) => (x < y ? -1 : 1)));
   }
 
@@ -199,9 +227,35 @@ export class LoraAdapters {
         return merged.weight;
       }
       const base = this.#base.get(parameterName);
+      const whole = names.flatMap((n) => this.#saved.tensors(n).get(parameterName) ?? []);
+      if (base && whole[0]) {
+        if (whole.length === 1)
+          return noGrad(() => scope(() => cast(whole[0] as Tensor, base.dtype)));
+        throw failure('merge', `one adapter that holds ${parameterName} whole`, names.join(', '));
+      }
       if (!base) throw failure('merge', 'a parameter of the base', `"${parameterName}"`);
       return base.alias();
     };
+  }
+
+  /** The parameters that an adapter of this configuration holds whole: the base's, by name. */
+  savedParameters(config: FullLoraConfig): Map<string, Tensor> {
+    return this.#saved.parameters(config.modulesToSave);
+  }
+
+  /** Names that a user asks for must be modules; PEFT's own defaults need not. */
+  #checkSaved(asked: readonly string[]): void {
+    for (const name of asked) {
+      if (this.#saved.parameters([name]).size > 0) continue;
+      const paths = [...this.model.namedModules()].map((m) => m.path).filter((p) => p !== '');
+      const near = nearest(name, paths, 3).join(', ');
+      throw failure(
+        'lora modulesToSave',
+        'names of modules of the model',
+        `"${name}"`,
+        `Nearest: ${near}`,
+      );
+    }
   }
 
   /** Every parameter of the base by its checkpoint's name. */

@@ -15,12 +15,24 @@ export interface LoraConfig {
   readonly dropout?: number;
   /** Default kaiming, as PEFT's. */
   readonly init?: LoraInit;
+  /**
+   * Modules by full path or last part of it that are trained and saved whole, such as a
+   * classifier's new head. Default none.
+   */
+  readonly modulesToSave?: readonly string[];
 }
 
 /** A configuration with every default filled and checked. */
 export type FullLoraConfig = Required<LoraConfig>;
 
-const SETTINGS: readonly string[] = ['rank', 'alpha', 'targetModules', 'dropout', 'init'];
+const SETTINGS: readonly string[] = [
+  'rank',
+  'alpha',
+  'targetModules',
+  'dropout',
+  'init',
+  'modulesToSave',
+];
 
 /** Fills the defaults. @throws naming the setting that is unknown or out of range */
 export function fullConfig(config: LoraConfig): FullLoraConfig {
@@ -36,6 +48,7 @@ export function fullConfig(config: LoraConfig): FullLoraConfig {
     targetModules: config.targetModules,
     dropout: config.dropout ?? 0,
     init: config.init ?? 'kaiming',
+    modulesToSave: config.modulesToSave ?? [],
   };
   if (!Number.isSafeInteger(rank) || rank < 1) {
     throw failure('lora rank', 'a whole number of 1 or more', String(rank));
@@ -49,6 +62,10 @@ export function fullConfig(config: LoraConfig): FullLoraConfig {
     throw failure('lora targetModules', 'a list of names', JSON.stringify(targets) ?? 'nothing');
   }
   if (targets.length === 0) throw failure('lora targetModules', 'at least one name', 'none');
+  const saved: unknown = full.modulesToSave;
+  if (!Array.isArray(saved) || !saved.every((t) => typeof t === 'string' && t !== '')) {
+    throw failure('lora modulesToSave', 'a list of names', JSON.stringify(saved));
+  }
   if (full.init !== 'kaiming' && full.init !== 'gaussian') {
     throw failure('lora init', 'kaiming or gaussian', `"${full.init}"`);
   }

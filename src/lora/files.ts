@@ -4,7 +4,7 @@ import { jsonBytes, readJsonObject, writeFilesAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
-import { type LoraAdapters, PEFT_PREFIX } from './adapters.js';
+import { type LoraAdapters, PEFT_PREFIX, peftTask } from './adapters.js';
 import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
 import { baseOf } from './layer.js';
 import { chooseTargets, denseLayers, peftTargets } from './targets.js';
@@ -33,7 +33,6 @@ const UNUSED: Readonly<Record<string, unknown>> = {
   lora_bias: false,
   lora_ga_config: null,
   megatron_config: null,
-  modules_to_save: null,
   monteclora_config: null,
   rank_pattern: {},
   target_parameters: null,
@@ -67,6 +66,7 @@ const USED = new Set([
   'lora_dropout',
   'target_modules',
   'init_lora_weights',
+  'modules_to_save',
 ]);
 
 /** Starts that leave the base weights alone; others (pissa, olora, …) subtract from them. */
@@ -85,6 +85,7 @@ function peftConfig(
   targets: readonly string[],
   baseName: string | null,
   transposed: boolean,
+  task: string,
 ): Record<string, unknown> {
   const all: Record<string, unknown> = {
     ...UNUSED,
@@ -96,13 +97,14 @@ function peftConfig(
     lora_alpha: config.alpha,
     lora_dropout: config.dropout,
     megatron_core: 'megatron.core',
+    modules_to_save: config.modulesToSave.length > 0 ? config.modulesToSave : null,
     peft_type: 'LORA',
     peft_version: PEFT_VERSION,
     qalora_group_size: 16,
     r: config.rank,
     revision: null,
     target_modules: targets,
-    task_type: 'CAUSAL_LM',
+    task_type: task,
   };
   return Object.fromEntries(Object.entries(all).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
@@ -121,14 +123,17 @@ export function saveAdapter(
 ): void {
   const config = adapters.config(name);
   const tensors = adapters.tensors(name);
-  const targets = peftTargets(adapters.model, config.targetModules);
-  const transposed = chooseTargets(adapters.model, config.targetModules).some(
+  const targets = peftTargets(adapters.model, config.targetModules, config.modulesToSave);
+  const transposed = chooseTargets(adapters.model, config.targetModules, config.modulesToSave).some(
     (t) => baseOf(t.layer).transposed,
   );
   mkdirSync(dir, { recursive: true });
   writeFilesAtomic(dir, [
     [WEIGHTS, safetensorsParts(tensors, { format: 'pt' })],
-    [CONFIG, [jsonBytes(peftConfig(config, targets, baseName, transposed))]],
+    [
+      CONFIG,
+      [jsonBytes(peftConfig(config, targets, baseName, transposed, peftTask(adapters.model)))],
+    ],
   ]);
 }
 
@@ -166,6 +171,10 @@ export function readAdapterConfig(dir: string): LoraConfig {
   if (!Array.isArray(names) || !names.every((n) => typeof n === 'string')) {
     throw wrong('target_modules', 'names');
   }
+  const saved = json.modules_to_save ?? [];
+  if (!Array.isArray(saved) || !saved.every((n) => typeof n === 'string' && n !== '')) {
+    throw wrong('modules_to_save', 'names');
+  }
   const start = json.init_lora_weights ?? true;
   if (!PLAIN_STARTS.includes(start)) {
     throw wrong('init_lora_weights', `one of ${PLAIN_STARTS.join(', ')}`);
@@ -176,6 +185,7 @@ export function readAdapterConfig(dir: string): LoraConfig {
     dropout: number('lora_dropout', 0),
     targetModules: names,
     init: start === 'gaussian' ? 'gaussian' : 'kaiming',
+    ...(saved.length > 0 ? { modulesToSave: saved } : {}),
   };
 }
 
@@ -189,10 +199,13 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
   const file = SafetensorsFile.open(join(dir, WEIGHTS));
   const problems: string[] = [];
   const expected = new Map<string, readonly number[]>();
-  const chosen = chooseTargets(adapters.model, config.targetModules);
+  const chosen = chooseTargets(adapters.model, config.targetModules, config.modulesToSave);
   for (const { path, layer } of chosen) {
     expected.set(`${PEFT_PREFIX}${path}.lora_A.weight`, [config.rank, layer.inFeatures]);
     expected.set(`${PEFT_PREFIX}${path}.lora_B.weight`, [layer.outFeatures, config.rank]);
+  }
+  for (const [parameter, base] of adapters.savedParameters(config)) {
+    expected.set(PEFT_PREFIX + parameter, base.shape);
   }
   for (const [key, shape] of expected) {
     const entry = file.tensors.get(key);
@@ -212,15 +225,18 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
       `${problems.length} problems:\n  ${problems.join('\n  ')}`,
     );
   }
-  adapters.addFrom(name, config, (path) => {
-    const read = (part: string) =>
-      file.load(`${PEFT_PREFIX}${path}.${part}.weight`, {
-        backend: backendOf(adapters),
-        dtype: 'f32',
-        purpose: 'activation',
-      });
-    return { a: read('lora_A'), b: read('lora_B') };
-  });
+  const options = {
+    backend: backendOf(adapters),
+    dtype: 'f32',
+    purpose: 'activation',
+  } as const;
+  const read = (parameter: string) => file.load(PEFT_PREFIX + parameter, options);
+  adapters.addFrom(
+    name,
+    config,
+    (path) => ({ a: read(`${path}.lora_A.weight`), b: read(`${path}.lora_B.weight`) }),
+    read,
+  );
 }
 
 function backendOf(adapters: LoraAdapters) {

@@ -1,5 +1,6 @@
 import { Dense, type Module } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
+import { inSaved } from './saved.js';
 
 /** A dense layer that LoRA can wrap, and where it hangs. */
 export interface Target {
@@ -33,10 +34,15 @@ export function denseLayers(model: Module): Target[] {
 /**
  * The layers that these names choose: a whole path, the last parts of one (`q_proj`,
  * `mlp.down_proj`), or a preset (`attention`, `qv`, `all-linear`).
+ * @param saved names of modules that are saved whole: no layer in them is chosen
  * @throws when a name chooses nothing, with the nearest names there are
  */
-export function chooseTargets(model: Module, names: readonly string[]): Target[] {
-  const layers = denseLayers(model);
+export function chooseTargets(
+  model: Module,
+  names: readonly string[],
+  saved: readonly string[] = [],
+): Target[] {
+  const layers = denseLayers(model).filter((t) => !inSaved(t.path, saved));
   const chosen = new Set<Target>();
   const take = (name: string, test: (t: Target) => boolean) => {
     const hits = layers.filter(test);
@@ -66,8 +72,14 @@ export function chooseTargets(model: Module, names: readonly string[]): Target[]
  * The same choice in PEFT's words: a preset becomes the names of the layers it stands for.
  * Each name once.
  */
-export function peftTargets(model: Module, names: readonly string[]): string[] {
-  const layers = denseLayers(model).map((t) => t.name);
+export function peftTargets(
+  model: Module,
+  names: readonly string[],
+  saved: readonly string[] = [],
+): string[] {
+  const layers = denseLayers(model)
+    .filter((t) => !inSaved(t.path, saved))
+    .map((t) => t.name);
   const spelled = names.flatMap((name) =>
     name === 'all-linear' ? layers.filter((n) => !OUTPUT_LAYERS.has(n)) : (PRESETS[name] ?? [name]),
   );

@@ -10,6 +10,10 @@ export interface ConfigReader {
   /** A number, or undefined where there is none or null. */
   optionalNumber(field: string): number | undefined;
   text(field: string, fallback?: string): string;
+  /** A text, or undefined where there is none or null. */
+  optionalText(field: string): string | undefined;
+  /** How many fields a nested object has, or undefined where there is none. */
+  size(field: string): number | undefined;
   /** A list of texts, or undefined where there is none or null. */
   texts(field: string): readonly string[] | undefined;
   /** A whole number of 1 or more; null where the field is null, `fallback` where there is none. */
@@ -48,6 +52,16 @@ export function readConfig(json: Json, where: string): ConfigReader {
         ? undefined
         : read<number>(field, undefined, isNumber, 'a number'),
     text: (field, fallback) => read(field, fallback, (v) => typeof v === 'string', 'a text'),
+    optionalText: (field) =>
+      json[field] === null || json[field] === undefined
+        ? undefined
+        : read<string>(field, undefined, (v) => typeof v === 'string', 'a text'),
+    size: (field) => {
+      const value = json[field];
+      if (value === undefined || value === null) return undefined;
+      if (typeof value !== 'object') throw fail(field, 'an object');
+      return Object.keys(value).length;
+    },
     texts: (field) =>
       json[field] === null || json[field] === undefined
         ? undefined

@@ -9,6 +9,12 @@ import type { DType } from '../tensor/dtype.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
+import {
+  BertForSequenceClassification,
+  bertConfig,
+  bertTensorName,
+  RobertaForSequenceClassification,
+} from './bert.js';
 import { CausalLM } from './causal-lm.js';
 import type { SequenceClassifier } from './classifier.js';
 import { Gpt2LMHeadModel, gpt2Config, gpt2TensorName } from './gpt2.js';
@@ -39,10 +45,22 @@ const GPT2: Architecture = {
   tensorName: gpt2TensorName,
 };
 
+const BERT: Architecture = {
+  build: (config, source) => new BertForSequenceClassification(bertConfig(config), source),
+  tensorName: bertTensorName,
+};
+
+const ROBERTA: Architecture = {
+  build: (config, source) => new RobertaForSequenceClassification(bertConfig(config), source),
+  tensorName: bertTensorName,
+};
+
 /** Every architecture by its `model_type` in config.json. */
 const ARCHITECTURES: ReadonlyMap<string, Architecture> = new Map([
   ...LLAMA_FAMILY.map((type) => [type, LLAMA] as const),
   ['gpt2', GPT2],
+  ['bert', BERT],
+  ['roberta', ROBERTA],
 ]);
 
 /** The values of `model_type` there are. */

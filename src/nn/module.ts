@@ -12,6 +12,18 @@ export abstract class Module {
     return [];
   }
 
+  readonly #attached = new Set<{ dispose(): void }>();
+
+  /** Gives the module something that is none of its parts to free with it. */
+  attach(resource: { dispose(): void }): void {
+    this.#attached.add(resource);
+  }
+
+  /** Takes back what {@link attach} gave. */
+  detach(resource: { dispose(): void }): void {
+    this.#attached.delete(resource);
+  }
+
   *#own(): Generator<[string, Module | Tensor]> {
     const skip = this.unlisted();
     for (const [name, value] of Object.entries(this)) {
@@ -71,6 +83,7 @@ export abstract class Module {
   /** Frees every parameter, and what its parts hold besides. It cannot be used afterwards. */
   dispose(): void {
     for (const [, value] of this.#own()) value.dispose();
+    for (const resource of this.#attached) resource.dispose();
   }
 
   [Symbol.dispose](): void {

@@ -10,8 +10,9 @@ import { readJsonObject } from '../../src/io/files.js';
 import { SafetensorsFile } from '../../src/io/safetensors.js';
 import { PEFT_PREFIX } from '../../src/lora/adapters.js';
 import { LoraAdapters, loadAdapter, saveAdapter } from '../../src/lora/index.js';
-import type { CausalLM, TokenBatch } from '../../src/models/causal-lm.js';
-import { buildCausalLM, loadCausalLM } from '../../src/models/load.js';
+import { CausalLM, type TokenBatch } from '../../src/models/causal-lm.js';
+import type { SequenceBatch } from '../../src/models/classifier.js';
+import { buildModel, loadModel, type Model } from '../../src/models/load.js';
 import { AdamW, type AdamWOptions } from '../../src/optim/index.js';
 import type { Backend } from '../../src/tensor/backend.js';
 import { failure } from '../../src/tensor/errors.js';
@@ -77,6 +78,10 @@ class Comparison {
     return this.#file.entry(name).shape;
   }
 
+  isFloat(name: string): boolean {
+    return /^(F|BF)/.test(this.#file.entry(name).dtype.toUpperCase());
+  }
+
   expected(name: string): number[] {
     return scope(() => this.#file.load(name, { backend: getBackend('reference') }).toNumbers());
   }
@@ -124,28 +129,37 @@ function optimizerOptions(json: Readonly<Record<string, unknown>>): AdamWOptions
   return { lr, betas: [beta1, beta2], eps, weightDecay };
 }
 
-function batchOf(expected: Comparison): TokenBatch {
+function batchOf(expected: Comparison): SequenceBatch {
   const [batch, length] = expected.shape('input_ids') as [number, number];
+  const labels = expected.expected('labels');
+  const types = expected.names('token_type_ids').map((n) => expected.expected(n));
   return {
     inputIds: Int32Array.from(expected.expected('input_ids')),
     attentionMask: Uint8Array.from(expected.expected('attention_mask')),
-    labels: Int32Array.from(expected.expected('labels')),
+    ...(types[0] ? { tokenTypeIds: Int32Array.from(types[0]) } : {}),
+    labels: expected.isFloat('labels') ? Float32Array.from(labels) : Int32Array.from(labels),
     batch,
     length,
   };
 }
 
-function logitsOf(model: CausalLM, batch: TokenBatch): number[] {
-  return noGrad(() => scope(() => model.logits(batch).toNumbers()));
+/** The loss of either kind of model; whole-number labels are a language model's. */
+function lossOf(model: Model, batch: SequenceBatch): Tensor {
+  if (model instanceof CausalLM) return model.loss(batch as TokenBatch).loss;
+  return model.loss(batch).loss;
+}
+
+function logitsOf(model: Model, batch: SequenceBatch): number[] {
+  return noGrad(() => scope(() => model.logits(batch as TokenBatch).toNumbers()));
 }
 
 function mergedLogits(
   adapters: LoraAdapters,
   name: string,
   config: Readonly<Record<string, unknown>>,
-  batch: TokenBatch,
+  batch: SequenceBatch,
 ): number[] {
-  using merged = buildCausalLM(config, adapters.mergedSource(name));
+  using merged = buildModel(config, adapters.mergedSource(name));
   return logitsOf(merged, batch);
 }
 
@@ -198,9 +212,9 @@ function savedDifferences(adapters: LoraAdapters, name: string, expectedDir: str
 
 /** Loss and gradients at the start, then ten steps on the one batch. */
 function trainTenSteps(
-  model: CausalLM,
+  model: Model,
   tensors: ReadonlyMap<string, Tensor>,
-  batch: TokenBatch,
+  batch: SequenceBatch,
   options: AdamWOptions,
   into: Comparison,
 ): void {
@@ -208,7 +222,7 @@ function trainTenSteps(
   const losses: number[] = [];
   for (let step = 0; step < 10; step++) {
     scope(() => {
-      const { loss } = model.loss(batch);
+      const loss = lossOf(model, batch);
       losses.push(loss.item());
       backward(loss);
       if (step === 0) {
@@ -241,17 +255,22 @@ type CompareLogits = (
 function compareWidened(
   dir: string,
   trained: LoraAdapters,
-  batch: TokenBatch,
+  batch: SequenceBatch,
   backend: Backend,
   compare: CompareLogits,
 ): void {
-  using model = loadCausalLM(dir, { backend, dtype: 'f32' });
+  using model = loadModel(dir, { backend, dtype: 'f32' });
   using adapters = new LoraAdapters(model);
   const tensors = trained.tensors('case');
-  adapters.addFrom('ours', trained.config('case'), (path) => {
-    const of = (part: string) => tensors.get(`${PEFT_PREFIX}${path}.${part}.weight`)?.alias();
-    return { a: of('lora_A') as Tensor, b: of('lora_B') as Tensor };
-  });
+  adapters.addFrom(
+    'ours',
+    trained.config('case'),
+    (path) => {
+      const of = (part: string) => tensors.get(`${PEFT_PREFIX}${path}.${part}.weight`)?.alias();
+      return { a: of('lora_A') as Tensor, b: of('lora_B') as Tensor };
+    },
+    (parameter) => (tensors.get(PEFT_PREFIX + parameter) as Tensor).alias(),
+  );
   loadAdapter(adapters, 'after', join(dir, 'adapter_after'));
   const config = readJsonObject(join(dir, 'config.json'), 'golden');
   const { logits, trainedLogits } = TOLERANCES;
@@ -261,13 +280,14 @@ function compareWidened(
   compare('loaded merged_logits_after', merged, logits, 'merged_logits_after');
 }
 
-function runCausal(dir: string, backend: Backend, into: Comparison): void {
+function runModel(dir: string, backend: Backend, into: Comparison): void {
   const json = readJsonObject(join(dir, 'case.json'), 'golden');
-  if (json.task !== 'CAUSAL_LM') throw failure('golden task', 'CAUSAL_LM', String(json.task));
   const config = readJsonObject(join(dir, 'config.json'), 'golden');
   const batch = batchOf(into);
-  using model = loadCausalLM(dir, { backend });
-  const counts = (i: number) => batch.attentionMask?.[Math.floor(i / model.vocabSize)] === 1;
+  using model = loadModel(dir, { backend });
+  if (json.task !== model.peftTask) throw failure('golden task', model.peftTask, String(json.task));
+  const counts = (i: number) =>
+    !(model instanceof CausalLM) || batch.attentionMask?.[Math.floor(i / model.vocabSize)] === 1;
   const compare: CompareLogits = (name, received, tolerance, against = name) =>
     into.compare(name, received, tolerance, { against, counts });
   compare('base_logits', logitsOf(model, batch), TOLERANCES.logits);
@@ -307,7 +327,7 @@ export function runCase(dir: string, backend: Backend): CaseReport {
   const problems: string[] = [];
   try {
     into = new Comparison(dir);
-    runCausal(dir, backend, into);
+    runModel(dir, backend, into);
   } catch (error) {
     problems.push((error as Error).message);
   }
