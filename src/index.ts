@@ -60,7 +60,12 @@ export {
   type SequenceBatch,
   SequenceClassifier,
 } from './models/classifier.js';
-export { type GenerateOptions, generate, type SamplingOptions } from './models/generate.js';
+export {
+  type GenerateOptions,
+  generate,
+  generateBatch,
+  type SamplingOptions,
+} from './models/generate.js';
 export { type Gpt2Config, Gpt2LMHeadModel, gpt2Config } from './models/gpt2.js';
 export { randomParameters } from './models/init.js';
 export { type LlamaConfig, LlamaForCausalLM, llamaConfig } from './models/llama.js';

@@ -1,7 +1,7 @@
 import { noGrad, scope } from '../autograd/index.js';
 import { failure } from '../tensor/errors.js';
 import { uniform } from '../tensor/random.js';
-import type { CausalLM } from './causal-lm.js';
+import type { CausalLM, TokenBatch } from './causal-lm.js';
 
 /** How the next token is chosen. */
 export interface SamplingOptions {
@@ -45,12 +45,13 @@ function checkSampling(options: GenerateOptions): void {
   }
 }
 
-/** The next token's id from the logits [V] of the last position; `count` addresses its random number. */
+/** The next token's id from the logits [V] of the last position; `count` and `row` address its random number. */
 export function chooseToken(
   logits: Float32Array,
   seen: Iterable<number>,
   options: SamplingOptions,
   count: number,
+  row = 0,
 ): number {
   const { temperature = 0, topK = 0, topP = 1, repetitionPenalty = 1, seed = 0 } = options;
   const scores = Float64Array.from(logits);
@@ -75,12 +76,86 @@ export function chooseToken(
   while (size < kept.length && (size === 0 || mass < topP * total)) {
     mass += (kept[size++] as { p: number }).p;
   }
-  let u = (uniform({ seed, stream: GENERATE_STREAM }, 1, count)[0] as number) * mass;
+  let u = (uniform({ seed, stream: GENERATE_STREAM + row }, 1, count)[0] as number) * mass;
   for (let i = 0; i < size; i++) {
     u -= (kept[i] as { p: number }).p;
     if (u < 0) return (kept[i] as { i: number }).i;
   }
   return (kept[size - 1] as { i: number }).i;
+}
+
+/** One row of a batch that is being continued. */
+interface Row {
+  readonly ids: number[];
+  /** Length at which it ends. */
+  readonly most: number;
+  done: boolean;
+}
+
+function rowsOf(model: CausalLM, prompts: readonly (readonly number[])[], maxNew: number): Row[] {
+  return prompts.map((prompt) => {
+    if (prompt.length === 0 || prompt.length >= model.maxPositions) {
+      const expected = `a prompt of 1…${model.maxPositions - 1} tokens`;
+      throw failure('generate', expected, `${prompt.length}`);
+    }
+    const most = Math.min(prompt.length + maxNew, model.maxPositions);
+    return { ids: [...prompt], most, done: false };
+  });
+}
+
+/** The last `width` tokens of each row, padding before those that have fewer; nothing of the done. */
+function paddedBatch(rows: readonly Row[], width: number): TokenBatch {
+  const inputIds = new Int32Array(rows.length * width);
+  const attentionMask = new Uint8Array(rows.length * width);
+  rows.forEach(({ ids, done }, b) => {
+    if (done) return;
+    const last = ids.slice(-width);
+    const at = (b + 1) * width - last.length;
+    inputIds.set(last, at);
+    attentionMask.fill(1, at, (b + 1) * width);
+  });
+  return { inputIds, attentionMask, batch: rows.length, length: width };
+}
+
+/** Continues prompts together; each step answers one id a row, null for a row that has ended. */
+function* continueRows(
+  model: CausalLM,
+  prompts: readonly (readonly number[])[],
+  options: GenerateOptions,
+): Generator<(number | null)[]> {
+  checkSampling(options);
+  const { maxNewTokens, stopIds = [], useCache = true, signal } = options;
+  const rows = rowsOf(model, prompts, maxNewTokens);
+  const longest = () => rows.reduce((n, { ids, done }) => Math.max(n, done ? 0 : ids.length), 0);
+  const width = longest();
+  let cache = useCache && width > 0 ? model.makeCache(rows.length, width + maxNewTokens) : null;
+  try {
+    for (let count = 0; rows.some((r) => !r.done) && !signal?.aborted; count++) {
+      // Past this length a cached key is no longer what the whole sequence would give.
+      if (cache && longest() > model.cacheablePositions) {
+        cache.dispose();
+        cache = null;
+      }
+      const fresh = cache && count > 0 ? 1 : longest();
+      const input = paddedBatch(rows, fresh);
+      const logits = noGrad(() =>
+        scope(() => model.lastLogits(input, cache).toArray() as Float32Array),
+      );
+      const V = model.vocabSize;
+      yield rows.map((row, b) => {
+        if (row.done) return null;
+        const own = logits.subarray(b * V, (b + 1) * V);
+        const id = chooseToken(own, row.ids, options, count, b);
+        row.done = stopIds.includes(id);
+        if (row.done) return null;
+        row.ids.push(id);
+        row.done = row.ids.length >= row.most;
+        return id;
+      });
+    }
+  } finally {
+    cache?.dispose();
+  }
 }
 
 /**
@@ -93,30 +168,25 @@ export function* generate(
   prompt: readonly number[],
   options: GenerateOptions,
 ): Generator<number> {
-  checkSampling(options);
-  const { maxNewTokens, stopIds = [], useCache = true, signal } = options;
-  const most = Math.min(prompt.length + maxNewTokens, model.maxPositions);
-  if (prompt.length === 0 || prompt.length >= model.maxPositions) {
-    throw failure('generate', `a prompt of 1…${model.maxPositions - 1} tokens`, `${prompt.length}`);
+  for (const [id] of continueRows(model, [prompt], options)) {
+    if (id !== null && id !== undefined) yield id;
   }
-  const ids = [...prompt];
-  const cache = useCache ? model.makeCache(1, most) : null;
-  try {
-    let fresh = ids;
-    for (let count = 0; ids.length < most && !signal?.aborted; count++) {
-      const logits = noGrad(() =>
-        scope(() => {
-          const input = { inputIds: Int32Array.from(fresh), batch: 1, length: fresh.length };
-          return model.lastLogits(input, cache).toArray() as Float32Array;
-        }),
-      );
-      const id = chooseToken(logits, ids, options, count);
-      if (stopIds.includes(id)) return;
-      ids.push(id);
-      yield id;
-      fresh = cache ? [id] : ids;
-    }
-  } finally {
-    cache?.dispose();
+}
+
+/**
+ * Continues several prompts, of any lengths, together; each as {@link generate} would alone (when
+ * sampling, each row draws its own random numbers). Answers the new ids, a list a prompt.
+ */
+export function generateBatch(
+  model: CausalLM,
+  prompts: readonly (readonly number[])[],
+  options: GenerateOptions,
+): number[][] {
+  const out: number[][] = prompts.map(() => []);
+  for (const step of continueRows(model, prompts, options)) {
+    step.forEach((id, b) => {
+      if (id !== null) out[b]?.push(id);
+    });
   }
+  return out;
 }
