@@ -43,7 +43,12 @@ function holds(dir: string, name: string): void {
 const own = readdirSync(OWN).sort();
 
 test('the project carries its own golden cases', () => {
-  assert.equal(own, ['llama-gqa-bias-tied', 'llama-mlp-bf16']);
+  assert.equal(own, [
+    'llama-gqa-bias-tied',
+    'llama-mlp-bf16',
+    'mistral-window-llama3',
+    'qwen3-window-yarn',
+  ]);
 });
 
 for (const name of own) holds(OWN, name);

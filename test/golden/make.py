@@ -4,7 +4,7 @@
     VENV/bin/pip install "torch==2.13.0" peft transformers safetensors
     VENV/bin/python test/golden/make.py
 
-Each case is a tiny Llama model with random weights, a PEFT adapter with random A and B, and what
+Each case is a tiny model of the Llama family with random weights, a PEFT adapter with random A and B, and what
 PyTorch computes with them in float32; README.md says what each file holds. The weights are drawn
 from a seed, so that a second run with the same versions gives the same files (but for the order
 of target_modules, which PEFT keeps as a set).
@@ -63,14 +63,54 @@ CASES = [
         dict(r=4, lora_alpha=2, target_modules=["down_proj", "gate_proj"]),
         torch.bfloat16,
     ),
+    # Norms of queries and keys, a window on one layer of two, YaRN with its factor.
+    Case(
+        "qwen3-window-yarn",
+        dict(
+            model_type="qwen3",
+            intermediate_size=16,
+            vocab_size=29,
+            num_key_value_heads=2,
+            head_dim=8,
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=1,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=10000.0,
+                factor=4.0,
+                original_max_position_embeddings=8,
+            ),
+        ),
+        dict(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj"]),
+    ),
+    # A window on every layer, Llama 3's scaling of RoPE.
+    Case(
+        "mistral-window-llama3",
+        dict(
+            model_type="mistral",
+            num_key_value_heads=2,
+            sliding_window=3,
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=1000.0,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=16,
+            ),
+        ),
+        dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
+    ),
 ]
 
 
 def base_model(case, seed):
     """A random model whose parameters are all representable in the stored dtype, kept in f32."""
     generator = torch.Generator().manual_seed(seed)
-    config = transformers.LlamaConfig(**{**TINY, **case.model})
-    model = transformers.LlamaForCausalLM(config).eval()
+    settings = {"model_type": "llama", **TINY, **case.model}
+    config = transformers.AutoConfig.for_model(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -179,5 +219,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "cases"
     parser.add_argument("--out", type=Path, default=default, help="folder for the cases")
+    parser.add_argument("names", nargs="*", help="cases to make; default all")
+    arguments = parser.parse_args()
     for each in CASES:
-        build(each, parser.parse_args().out)
+        if not arguments.names or each.name in arguments.names:
+            build(each, arguments.out)
