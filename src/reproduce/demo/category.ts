@@ -1,10 +1,11 @@
 import { noGrad, scope } from '../../autograd/index.js';
-import type { DataRecord } from '../../io/dataset.js';
+import type { DataRecord, Example } from '../../io/dataset.js';
 import type { Tokenizer } from '../../io/tokenizer.js';
 import type { CausalLM } from '../../models/causal-lm.js';
 import { promptIds } from '../../models/text.js';
 import { failure } from '../../tensor/errors.js';
 import { makeExamples } from '../../train/data.js';
+import type { BatchSource } from '../../train/trainer.js';
 import { groupedBatches } from './batches.js';
 import { fit } from './fit.js';
 import { CATEGORY, type Lab, spread } from './lab.js';
@@ -152,9 +153,22 @@ function examplesOf(test: CategoryTest, base: number[], adapter: number[]): Cate
   }));
 }
 
+/** The training definitions of a run of so many steps, and their batches. */
+export function categorySource(
+  { data, tokenizer, model, options }: Lab,
+  { steps, batchSize }: { readonly steps: number; readonly batchSize: number },
+): { readonly examples: readonly Example[]; readonly source: BatchSource } {
+  const records = spread(data.categoryTrain, steps * batchSize);
+  const maxLength = Math.min(MAX_TOKENS, model.maxPositions);
+  const { examples } = makeExamples(records, tokenizer, maxLength);
+  const { seed } = options;
+  const window = { batchSize, window: WINDOW, seed };
+  return { examples, source: groupedBatches(examples, tokenizer.padId ?? 0, window) };
+}
+
 /** Trains and measures the task with a number: a definition's category. */
 export async function runCategory(lab: Lab, test: CategoryTest): Promise<CategoryResults> {
-  const { view, scale, data, tokenizer, model, adapters, options } = lab;
+  const { view, scale, data, model, adapters } = lab;
   const plan = scale.category;
   heading(view, '1. A task: from a WordNet definition to its category');
   prose(
@@ -166,15 +180,7 @@ export async function runCategory(lab: Lab, test: CategoryTest): Promise<Categor
   const baseAnswers = test.answers(model);
   const base = test.accuracy(baseAnswers);
   view.say(`  the base alone: ${percent(base.accuracy)}`);
-  const maxLength = Math.min(MAX_TOKENS, model.maxPositions);
-  const records = spread(data.categoryTrain, plan.steps * plan.batchSize);
-  const { examples } = makeExamples(records, tokenizer, maxLength);
-  const { batchSize } = plan;
-  const source = groupedBatches(examples, tokenizer.padId ?? 0, {
-    batchSize,
-    window: WINDOW,
-    seed: options.seed,
-  });
+  const { examples, source } = categorySource(lab, plan);
   let answers = baseAnswers;
   const results = await fit(lab, {
     name: CATEGORY,

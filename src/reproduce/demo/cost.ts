@@ -9,9 +9,9 @@ import { loadCausalLM, saveModel } from '../../models/load.js';
 import { AdamW } from '../../optim/index.js';
 import type { MemoryBooks } from '../../tensor/backend.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { trainingData } from '../../train/data.js';
 import { saveTrainingState } from '../../train/state.js';
 import { type BatchSource, type StepEvent, train } from '../../train/trainer.js';
+import { categorySource } from './category.js';
 import { claim, type Lab, median, parameterCount } from './lab.js';
 import { loraConfig } from './options.js';
 import type { CostResults, MethodCost } from './results.js';
@@ -142,6 +142,7 @@ class Trial {
         saveTrainingState(join(dir, 'state'), parameters, optimizer, { method }),
       ),
       steps: events.length,
+      positions: (events[0] as StepEvent).positions,
       medianStepSeconds: median(events.slice(1).map((e) => e.seconds)),
       firstLoss: (events[0] as StepEvent).loss,
       lastLoss: (events.at(-1) as StepEvent).loss,
@@ -156,16 +157,14 @@ class Trial {
 
 /** Trains the same base in both ways on the same batches, and reads the allocator's books. */
 export async function runCost(lab: Lab): Promise<CostResults> {
-  const { view, scale, backend, data, tokenizer, model, options } = lab;
+  const { view, scale, backend } = lab;
   heading(view, '4. The cost: LoRA beside full fine-tuning of the same base');
   const { batchSize, steps } = scale.cost;
-  const seqLength = Math.min(scale.style.seqLength, model.maxPositions);
-  const { seed } = options;
-  const source = trainingData(data.styleTrain, tokenizer, { seqLength, batchSize, seed });
+  const { source } = categorySource(lab, scale.cost);
   prose(
     view,
-    `Both for ${steps} steps on the same batches of ${batchSize} × ${seqLength} tokens, in turns; ` +
-      'bytes from the allocator’s own books and from files really written.',
+    `Both for ${steps} steps on the same batches of ${batchSize} definitions, in turns; bytes ` +
+      'from the allocator’s own books and from files really written.',
   );
   const trials: Trial[] = [];
   try {
@@ -178,7 +177,7 @@ export async function runCost(lab: Lab): Promise<CostResults> {
     }
     for (let i = 1; i < steps; i++) for (const trial of trials) await trial.step();
     const [lora, full] = trials.map((t) => t.results()) as [MethodCost, MethodCost];
-    const results = { batchSize, seqLength, lora, full };
+    const results = { batchSize, lora, full };
     check(lab, results);
     show(lab, results);
     return results;

@@ -40,7 +40,7 @@ export interface Scale {
   };
   /** Tokens of the samples. */
   readonly sampleTokens: number;
-  /** LoRA beside full fine-tuning: steps of each, and the sequences of a step. */
+  /** LoRA beside full fine-tuning: steps of each, and the definitions of a step. */
   readonly cost: { readonly steps: number; readonly batchSize: number };
   /** Passes of each model whose times are compared, and held-out sequences of a pass. */
   readonly merge: { readonly passes: number; readonly batchSize: number };
@@ -54,7 +54,7 @@ const FULL: Scale = {
   category: { steps: 560, batchSize: 32, lr: 2e-3, measures: 4, test: 1527 },
   style: { steps: 320, batchSize: 8, lr: 2e-3, measures: 4, seqLength: 256, chunks: 1000 },
   sampleTokens: 90,
-  cost: { steps: 16, batchSize: 8 },
+  cost: { steps: 24, batchSize: 32 },
   merge: { passes: 12, batchSize: 8 },
   switches: 2000,
 };
@@ -66,7 +66,7 @@ const REFERENCE: Scale = {
   category: { steps: 48, batchSize: 8, lr: 4e-3, measures: 1, test: 75 },
   style: { steps: 20, batchSize: 2, lr: 4e-3, measures: 1, seqLength: 128, chunks: 8 },
   sampleTokens: 40,
-  cost: { steps: 4, batchSize: 1 },
+  cost: { steps: 4, batchSize: 4 },
   merge: { passes: 3, batchSize: 1 },
   switches: 500,
 };
@@ -77,7 +77,7 @@ const QUICK: Scale = {
   category: { steps: 3, batchSize: 4, lr: 1e-2, measures: 1, test: 30 },
   style: { steps: 3, batchSize: 2, lr: 1e-2, measures: 1, seqLength: 48, chunks: 4 },
   sampleTokens: 12,
-  cost: { steps: 3, batchSize: 2 },
+  cost: { steps: 3, batchSize: 4 },
   merge: { passes: 2, batchSize: 2 },
   switches: 50,
 };

@@ -108,14 +108,16 @@ export interface MethodCost {
   /** Weights and optimizer to go on training from, really written. */
   readonly stateFileBytes: number;
   readonly steps: number;
+  /** Positions of the first step's batch, whose memory is given. */
+  readonly positions: number;
   readonly medianStepSeconds: number;
   readonly firstLoss: number;
   readonly lastLoss: number;
 }
 
 export interface CostResults {
+  /** Definitions a step. */
   readonly batchSize: number;
-  readonly seqLength: number;
   readonly lora: MethodCost;
   readonly full: MethodCost;
 }

@@ -10,7 +10,7 @@ import { runMerge } from './merge.js';
 import type { DemoOptions } from './options.js';
 import { runPrice } from './price.js';
 import { reportHtml } from './report/page.js';
-import type { DemoResults } from './results.js';
+import type { Check, DemoResults } from './results.js';
 import { runStyle } from './style.js';
 import { runSwitching } from './switching.js';
 import { bytes, count, type DemoView, heading, prose, seconds } from './view.js';
@@ -74,6 +74,14 @@ function conclude(lab: Lab, files: readonly string[], time: number): void {
   for (const f of files) view.say(`  ${f}`);
 }
 
+/** @throws when a check failed, with what it found */
+export function requireChecks(checks: readonly Check[]): void {
+  const failed = checks.filter((c) => !c.ok);
+  if (failed.length === 0) return;
+  const list = failed.map((c) => `${c.name} (${c.detail})`).join('; ');
+  throw new Error(`[demo] expected every check to hold, ${failed.length} failed: ${list}`);
+}
+
 /**
  * Runs the whole demo and writes adapters, report and results to `out`.
  * @throws after writing all of it, when a check fails
@@ -115,13 +123,7 @@ export async function runDemo(options: DemoOptions, view: DemoView): Promise<Dem
     writeFileAtomic(report, [Buffer.from(reportHtml(results))]);
     const folders = [category.fit.folder, style.fit.folder].map((f) => resolve(f));
     conclude(lab, [report, json, ...folders], time);
-    const failed = lab.checks.filter((c) => !c.ok);
-    if (failed.length > 0) {
-      throw new Error(
-        `[demo] expected every check to hold, ${failed.length} failed: ` +
-          failed.map((c) => `${c.name} (${c.detail})`).join('; '),
-      );
-    }
+    requireChecks(lab.checks);
     return results;
   } finally {
     lab.model.dispose();

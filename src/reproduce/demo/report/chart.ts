@@ -18,9 +18,9 @@ export interface Chart {
   readonly yText: (y: number) => string;
 }
 
-const WIDTH = 640;
-const HEIGHT = 300;
-const MARGIN = { left: 56, right: 16, top: 34, bottom: 44 };
+const WIDTH = 480;
+const HEIGHT = 270;
+const MARGIN = { left: 50, right: 14, top: 30, bottom: 42 };
 const TICKS = 5;
 
 export function escapeHtml(text: string): string {
@@ -58,25 +58,19 @@ export function smoothed(values: readonly number[], window: number): number[] {
 /** A chart as inline SVG that takes its colours from the page's style. */
 export function chartSvg({ title, xLabel, yLabel, series, yText }: Chart): string {
   const points = series.flatMap((s) => s.points).filter(([x, y]) => Number.isFinite(x + y));
-  const bounds = (axis: 0 | 1) => {
+  const range = (axis: 0 | 1): [number, number] => {
     const values = points.map((p) => p[axis]);
-    return ticks(Math.min(...values), Math.max(...values));
+    return points.length > 0 ? [Math.min(...values), Math.max(...values)] : [0, 1];
   };
-  const [xTicks, yTicks] =
-    points.length > 0
-      ? [bounds(0), bounds(1)]
-      : [
-          [0, 1],
-          [0, 1],
-        ];
-  const scaler = (all: readonly number[], from: number, to: number) => {
-    const [low, high] = [all[0] as number, all.at(-1) as number];
-    return (v: number) => Math.round(10 * (from + ((v - low) / (high - low)) * (to - from))) / 10;
-  };
+  const [x0, x1] = range(0);
+  const yTicks = ticks(...range(1));
+  const scaler = (low: number, high: number, from: number, to: number) => (v: number) =>
+    Math.round(10 * (from + ((v - low) / (high - low || 1)) * (to - from))) / 10;
   const [left, right] = [MARGIN.left, WIDTH - MARGIN.right];
   const [top, bottom] = [MARGIN.top, HEIGHT - MARGIN.bottom];
-  const x = scaler(xTicks, left, right);
-  const y = scaler(yTicks, bottom, top);
+  const x = scaler(x0, x1, left, right);
+  const y = scaler(yTicks[0] as number, yTicks.at(-1) as number, bottom, top);
+  const xTicks = ticks(x0, x1).filter((t) => t >= x0 && t <= x1);
   const grid = [
     ...yTicks.map(
       (t) =>
@@ -88,7 +82,7 @@ export function chartSvg({ title, xLabel, yLabel, series, yText }: Chart): strin
     ),
     `<path class="axis" d="M${left} ${bottom}H${right}"/>`,
     `<text class="label" x="${right}" y="${HEIGHT - 6}" text-anchor="end">${escapeHtml(xLabel)}</text>`,
-    `<text class="label" x="${left - 44}" y="16">${escapeHtml(yLabel)}</text>`,
+    `<text class="label" x="${left - 42}" y="14">${escapeHtml(yLabel)}</text>`,
   ];
   const lines = series.map((s) => seriesSvg(s, x, y));
   return (

@@ -181,14 +181,15 @@ export function priceSection({ price }: DemoResults): string {
 }
 
 export function costSection({ cost }: DemoResults): string {
-  const { lora, full, batchSize, seqLength } = cost;
+  const { lora, full, batchSize } = cost;
   return [
     '<h2>The cost: LoRA beside full fine-tuning</h2>',
     paragraph(
       `The same base, trained both ways for ${lora.steps} steps in turns on the same batches of ` +
-        `${batchSize} × ${seqLength} tokens. Bytes come from the allocator’s own books, each way above ` +
+        `${batchSize} definitions. Bytes come from the allocator’s own books, each way above ` +
         'what was held before it began, and from files really written; times are medians of one ' +
-        'run on this machine.',
+        'run on this machine. Peaks are those of the first step, of ' +
+        `${count(lora.positions)} positions.`,
     ),
     htmlTable([['', 'LoRA', 'full', 'LoRA is'], ...costRows(cost)], 'lrrr'),
     paragraph(

@@ -23,9 +23,9 @@ p { max-width: 44rem; margin: .6rem 0; }
 .soft, figcaption, .meta { color: var(--soft); }
 .meta { font-size: .9rem; }
 .warning { border-left: 4px solid var(--b); background: var(--panel); padding: .7rem 1rem; max-width: none; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: .9rem; margin: 1.6rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .9rem; margin: 1.6rem 0; }
 .tile { background: var(--panel); border-radius: .5rem; padding: .9rem 1rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.35rem; white-space: nowrap; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .9rem; display: block; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
