@@ -74,7 +74,6 @@ test('a chart leaves out what is not finite and escapes its words', () => {
     yText: String,
     series: [
       {
-        name: '',
         points: [
           [0, 1],
           [1, Number.NaN],

@@ -118,12 +118,16 @@ export class LoraLinear extends Dense {
 
   /** x [.., in] → [.., out] */
   forward(x: Tensor): Tensor {
-    let y = this.base.forward(x);
-    for (const name of this.active) {
-      const branch = this.branches.get(name);
-      if (branch) y = add(y, branch.forward(x));
-    }
-    return y;
+    if (this.active.length === 0) return this.base.forward(x);
+    // A scope of its own, so that the parts of the sum do not wait for the end of the block's.
+    return scope(() => {
+      let y = this.base.forward(x);
+      for (const name of this.active) {
+        const branch = this.branches.get(name);
+        if (branch) y = add(y, branch.forward(x));
+      }
+      return y;
+    });
   }
 
   /**

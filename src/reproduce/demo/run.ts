@@ -38,10 +38,10 @@ const WHAT =
   'switches between the adapters, and writes a report.';
 
 const SLOWER =
-  'This runs on the reference backend (plain TypeScript), some hundred times slower than the ' +
-  'native one. So that it still ends in minutes, it trains for a few steps only: what it ' +
-  'checks holds all the same, but the adapters learn little. `lowrank doctor` says what is ' +
-  'missing for the native backend.';
+  'This runs on the reference backend (plain TypeScript), some fifty times slower than the ' +
+  'native one. So that it still ends in about three minutes, it trains for fewer and smaller ' +
+  'steps and measures on less: every check holds as well, but the adapters learn far less. ' +
+  '`lowrank doctor` says what is missing for the native backend.';
 
 const QUICK = 'A quick run: a few steps of everything. Its figures mean nothing.';
 

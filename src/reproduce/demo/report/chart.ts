@@ -1,6 +1,5 @@
 /** A line or a row of dots of a chart; points are [x, y]. */
 export interface Series {
-  readonly name: string;
   readonly points: readonly (readonly [number, number])[];
   /** CSS class that gives the colour. */
   readonly className: string;
@@ -88,7 +87,7 @@ export function chartSvg({ title, xLabel, yLabel, series, yText }: Chart): strin
   return (
     `<figure><figcaption>${escapeHtml(title)}</figcaption>` +
     `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(title)}">` +
-    `${grid.join('')}${lines.join('')}</svg>${legend(series)}</figure>`
+    `${grid.join('')}${lines.join('')}</svg></figure>`
   );
 }
 
@@ -103,13 +102,4 @@ function seriesSvg({ points, className, as }: Series, x: Scaler, y: Scaler): str
   const mark = ([px, py]: readonly [number, number]) =>
     `<circle class="mark ${className}" cx="${x(px)}" cy="${y(py)}" r="3.5"/>`;
   return line + seen.map(mark).join('');
-}
-
-function legend(series: readonly Series[]): string {
-  const named = series.filter((s) => s.name !== '');
-  if (named.length < 2) return '';
-  const items = named.map(
-    (s) => `<span><i class="key ${s.className}"></i>${escapeHtml(s.name)}</span>`,
-  );
-  return `<div class="legend">${items.join('')}</div>`;
 }

@@ -25,19 +25,19 @@ export function paragraph(text: string, className = ''): string {
   return `<p${className === '' ? '' : ` class="${className}"`}>${escapeHtml(text)}</p>`;
 }
 
-function lossChart(title: string, { losses }: FitResults, className: string): string {
+function lossChart({ losses }: FitResults, className: string): string {
   const at = (values: readonly number[]) => values.map((v, i) => [i + 1, v] as const);
   const mean = smoothed(losses, SMOOTH);
   return chartSvg({
-    title,
+    title: `Training loss (mean of ${SMOOTH} steps; faint: each)`,
     xLabel: 'step',
     yLabel: 'nats a token',
     yText: (v) => String(v),
     series: [
-      { name: 'each step', points: at(losses), className, as: 'faint' },
-      { name: `mean of ${SMOOTH} steps`, points: at(mean), className, as: 'line' },
+      { points: at(losses), className, as: 'faint' },
+      { points: at(mean), className, as: 'line' },
     ],
-  }).replace(/<div class="legend">.*?<\/div>/, '');
+  });
 }
 
 function measureChart(
@@ -49,7 +49,7 @@ function measureChart(
   return chartSvg({
     ...rest,
     xLabel: 'step',
-    series: [{ name: rest.title, points, className, as: 'dots' }],
+    series: [{ points, className, as: 'dots' }],
   });
 }
 
@@ -98,7 +98,7 @@ export function categorySection(r: CategoryResults): string {
       'lrr',
     ),
     '<div class="pair">',
-    lossChart('Loss on the training batches', r.fit, 'a'),
+    lossChart(r.fit, 'a'),
     measureChart(
       r.fit,
       { title: 'Held-out accuracy', yLabel: 'accuracy', yText: (v) => `${Math.round(100 * v)}%` },
@@ -145,7 +145,7 @@ export function styleSection(r: StyleResults): string {
       'lrr',
     ),
     '<div class="pair">',
-    lossChart('Loss on the training batches', r.fit, 'b'),
+    lossChart(r.fit, 'b'),
     measureChart(
       r.fit,
       { title: 'Held-out perplexity', yLabel: 'perplexity', yText: (v) => String(v) },

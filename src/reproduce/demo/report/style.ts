@@ -44,10 +44,8 @@ svg text { fill: var(--soft); font-size: 12.5px; font-variant-numeric: tabular-n
 .series.faint { stroke-width: 1; opacity: .3; }
 .series.dots { stroke-width: 1.5; stroke-dasharray: 4 4; }
 .a { stroke: var(--a); } .b { stroke: var(--b); }
-.mark.a, .key.a { fill: var(--a); background: var(--a); }
-.mark.b, .key.b { fill: var(--b); background: var(--b); }
-.legend { display: flex; gap: 1.4rem; color: var(--soft); font-size: .9rem; }
-.key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .45rem; vertical-align: -.05rem; }
+.mark.a { fill: var(--a); }
+.mark.b { fill: var(--b); }
 blockquote { margin: 0; background: var(--panel); border-radius: .5rem; padding: .9rem 1.1rem; font-family: Georgia, "Liberation Serif", serif; white-space: pre-wrap; overflow-wrap: anywhere; }
 blockquote header { font: 500 .9rem/1.4 system-ui, "Liberation Sans", sans-serif; color: var(--soft); margin-bottom: .5rem; }
 blockquote em { color: var(--soft); font-style: normal; }
