@@ -169,6 +169,9 @@ npx tsx scripts/data/make.ts        # corpus, tokenizer, token files (.cache/cor
 npx tsx scripts/pretrain/base.ts    # training, about two hours on 2 cores; goes on where it stopped
 npx tsx scripts/pretrain/card.ts    # copies the model here and writes this card
 \`\`\`
+
+The bundled file was trained in two sittings, the second (from step 5,698) with faster kernels than
+the first; a run made again is equal to it in kind, not in bits.
 `;
 }
 
