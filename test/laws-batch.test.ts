@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
-import { LoraAdapters } from '../src/lora/index.js';
+import type { LoraAdapters } from '../src/lora/index.js';
 import type { CausalLM, TokenBatch } from '../src/models/causal-lm.js';
 import { shiftedLabels } from '../src/models/causal-lm.js';
 import type { Backend } from '../src/tensor/backend.js';
@@ -16,7 +16,7 @@ import {
   TINY,
   type TinyCase,
   tinyBatch,
-  tinyModel,
+  withAdapter,
 } from './support/tiny.js';
 
 const RUNS = 30;
@@ -27,12 +27,10 @@ function withTrained(
   backend: Backend,
   body: (model: CausalLM, adapters: LoraAdapters) => void,
 ): void {
-  using model = tinyModel(c.settings, backend);
-  using adapters = new LoraAdapters(model);
-  const { rank, alpha, targets } = c;
-  adapters.add('a', { rank, alpha, targetModules: targets }, c.settings.seed);
-  randomize(adapters, 'a', c.settings.seed);
-  body(model, adapters);
+  withAdapter(c, backend, (model, adapters) => {
+    randomize(adapters, 'a', c.settings.seed);
+    body(model, adapters);
+  });
 }
 
 /** Row `b` of a batch by itself, without its padding. */

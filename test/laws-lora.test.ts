@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
-import { LoraAdapters, LoraBranch, LoraLinear } from '../src/lora/index.js';
+import { type LoraAdapters, LoraBranch, LoraLinear } from '../src/lora/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { buildCausalLM } from '../src/models/load.js';
 import { Linear } from '../src/nn/index.js';
@@ -23,23 +23,11 @@ import {
   tinyBatch,
   tinyConfig,
   tinyModel,
+  withAdapter,
 } from './support/tiny.js';
 
 /** Random models of a law on one backend; each law takes a second or two. */
 const RUNS = 30;
-
-/** Runs `body` on a model with a random adapter, and frees both. */
-function withAdapter(
-  c: TinyCase,
-  backend: Backend,
-  body: (model: CausalLM, adapters: LoraAdapters) => void,
-): void {
-  using model = tinyModel(c.settings, backend);
-  using adapters = new LoraAdapters(model);
-  const { rank, alpha, targets } = c;
-  adapters.add('a', { rank, alpha, targetModules: targets }, c.settings.seed);
-  body(model, adapters);
-}
 
 const batchOf = (c: TinyCase) => tinyBatch(c.settings.seed, c.lengths, c.settings.vocab);
 

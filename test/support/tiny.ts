@@ -1,7 +1,7 @@
 /** Tiny random Llama models, batches and adapters for tests, all a function of their settings. */
 import fc from 'fast-check';
 import { noGrad, scope } from '../../src/autograd/index.js';
-import type { LoraAdapters } from '../../src/lora/index.js';
+import { LoraAdapters } from '../../src/lora/index.js';
 import type { CausalLM, TokenBatch } from '../../src/models/causal-lm.js';
 import { buildCausalLM } from '../../src/models/load.js';
 import type { ParameterSource } from '../../src/nn/index.js';
@@ -212,4 +212,17 @@ export function forTinyCases(runs: number, property: (c: TinyCase) => void): voi
     fc.property(tinyCases, (c) => property(c)),
     { numRuns: runs },
   );
+}
+
+/** Runs `body` on a model with a new adapter 'a', and frees both. */
+export function withAdapter(
+  c: TinyCase,
+  backend: Backend,
+  body: (model: CausalLM, adapters: LoraAdapters) => void,
+): void {
+  using model = tinyModel(c.settings, backend);
+  using adapters = new LoraAdapters(model);
+  const { rank, alpha, targets } = c;
+  adapters.add('a', { rank, alpha, targetModules: targets }, c.settings.seed);
+  body(model, adapters);
 }
