@@ -15,12 +15,13 @@ export type DataRecord =
 
 const FORMS = '"text", or "prompt" and "completion"';
 
-function kindOf(value: unknown): string {
+/** What kind of JSON value this is, in words. */
+export function kindOf(value: unknown): string {
   if (value === null) return 'null';
   return Array.isArray(value) ? 'an array' : typeof value === 'object' ? 'an object' : typeof value;
 }
 
-function field(place: string, object: Record<string, unknown>, name: string): string {
+function field(place: string, object: Readonly<Record<string, unknown>>, name: string): string {
   const value = object[name];
   if (typeof value !== 'string') throw failure(place, `"${name}" to be a string`, kindOf(value));
   return value;
@@ -47,8 +48,17 @@ function missingFields(place: string, keys: readonly string[]): Error {
   return failure(place, wanted ? `"${wanted}" as well` : FORMS, has, hint);
 }
 
-/** One line of JSON as a record; `place` is file:line. */
-function parseRecord(json: string, place: string, line: number): DataRecord {
+/** One object of a JSON Lines file. */
+export interface JsonLine {
+  /** Counted from 1. */
+  readonly line: number;
+  /** file:line, for messages. */
+  readonly place: string;
+  readonly object: Readonly<Record<string, unknown>>;
+}
+
+/** One line of JSON as an object; `forms` says what it should hold. */
+function parseObject(json: string, place: string, forms: string): Record<string, unknown> {
   let value: unknown;
   try {
     value = JSON.parse(json);
@@ -56,9 +66,12 @@ function parseRecord(json: string, place: string, line: number): DataRecord {
     throw failure(place, 'a line of JSON', (error as Error).message);
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw failure(place, `a JSON object with ${FORMS}`, kindOf(value));
+    throw failure(place, `a JSON object with ${forms}`, kindOf(value));
   }
-  const object = value as Record<string, unknown>;
+  return value as Record<string, unknown>;
+}
+
+function toRecord({ object, place, line }: JsonLine): DataRecord {
   const has = (name: string) => Object.hasOwn(object, name);
   if (has('text')) {
     const both = has('prompt') ? 'prompt' : has('completion') ? 'completion' : undefined;
@@ -77,14 +90,14 @@ function parseRecord(json: string, place: string, line: number): DataRecord {
 }
 
 /**
- * Records of JSON Lines: an object a line with `text`, or with `prompt` and `completion`; further
- * fields do not matter. Blank lines, CRLF and a byte order mark are tolerated.
+ * The objects of JSON Lines. Blank lines, CRLF and a byte order mark are tolerated.
  * @param file its name, for messages
- * @throws with file:line on anything else, and when there is no record at all
+ * @param forms the fields that an object should have, for messages
+ * @throws with file:line on anything but an object, and when there is none at all
  */
-export function parseJsonl(bytes: Uint8Array, file: string): DataRecord[] {
+export function* jsonLines(bytes: Uint8Array, file: string, forms: string): Generator<JsonLine> {
   const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
-  const records: DataRecord[] = [];
+  let count = 0;
   let at = bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf ? 3 : 0;
   for (let line = 1; at < bytes.length; line++) {
     const newline = bytes.indexOf(0x0a, at);
@@ -96,25 +109,40 @@ export function parseJsonl(bytes: Uint8Array, file: string): DataRecord[] {
     } catch {
       throw failure(place, 'UTF-8 text', 'bytes that are not UTF-8');
     }
-    if (text.trim() !== '') records.push(parseRecord(text, place, line));
+    if (text.trim() !== '') {
+      count++;
+      yield { line, place, object: parseObject(text, place, forms) };
+    }
     at = end + 1;
   }
-  if (records.length === 0) throw failure(file, `lines of JSON with ${FORMS}`, 'an empty file');
-  return records;
+  if (count === 0) throw failure(file, `lines of JSON with ${forms}`, 'an empty file');
 }
 
-/** Reads a JSON Lines file; see {@link parseJsonl}. */
-export function readJsonl(path: string): DataRecord[] {
-  let bytes: Uint8Array;
+/** The bytes of a data file. @throws naming it when it is missing or a directory */
+export function readDataFile(path: string): Uint8Array {
   try {
-    bytes = readFileSync(path);
+    return readFileSync(path);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
     if (code === 'ENOENT' || code === 'ENOTDIR') throw missingFile('data', path);
     if (code === 'EISDIR') throw failure(`data ${path}`, 'a JSON Lines file', 'a directory');
     throw error;
   }
-  return parseJsonl(bytes, path);
+}
+
+/**
+ * Records of JSON Lines: an object a line with `text`, or with `prompt` and `completion`; further
+ * fields do not matter. Blank lines, CRLF and a byte order mark are tolerated.
+ * @param file its name, for messages
+ * @throws with file:line on anything else, and when there is no record at all
+ */
+export function parseJsonl(bytes: Uint8Array, file: string): DataRecord[] {
+  return Array.from(jsonLines(bytes, file, FORMS), toRecord);
+}
+
+/** Reads a JSON Lines file; see {@link parseJsonl}. */
+export function readJsonl(path: string): DataRecord[] {
+  return parseJsonl(readDataFile(path), path);
 }
 
 /** The label of a position without loss. */

@@ -85,3 +85,71 @@ export class BatchSampler {
     return this.#order;
   }
 }
+
+/** How a {@link LengthSampler} groups. */
+export interface LengthSamplerOptions {
+  /** Items of a batch; the last one of an epoch's last window may be smaller. */
+  readonly batchSize: number;
+  /** Batches of a window; fewer where there are not so many. */
+  readonly window: number;
+  /** Default 0. */
+  readonly seed?: number;
+  /** Leave out a smaller last window. Default false. */
+  readonly dropLast?: boolean;
+}
+
+// The name is the demo's, whose published figures follow from it.
+const GROUPS = streamOf('demo-length-groups');
+
+/**
+ * Batches of items that are alike in length, so that little of a batch is padding: shuffled windows
+ * of several batches are sorted by length and cut, and a window's batches come in random order. As
+ * with {@link BatchSampler} every batch is found from its number alone, and every item is in one
+ * batch of an epoch.
+ */
+export class LengthSampler {
+  readonly batchesPerEpoch: number;
+  /** Batches of a full window. */
+  readonly window: number;
+  readonly #windows: BatchSampler;
+  readonly #batchSize: number;
+  readonly #seed: number;
+
+  /** @param lengths of the items, at least one */
+  constructor(
+    readonly lengths: readonly number[],
+    options: LengthSamplerOptions,
+  ) {
+    const { batchSize, seed = 0, dropLast = false } = options;
+    if (!Number.isSafeInteger(options.window) || options.window < 1) {
+      throw failure('window', 'a whole number of 1 or more', String(options.window));
+    }
+    const window = Math.max(1, Math.min(options.window, Math.floor(lengths.length / batchSize)));
+    this.window = window;
+    this.#windows = new BatchSampler(lengths.length, {
+      batchSize: batchSize * window,
+      seed,
+      dropLast,
+    });
+    this.#batchSize = batchSize;
+    this.#seed = seed;
+    const counted = dropLast ? this.#windows.batchesPerEpoch * batchSize * window : lengths.length;
+    this.batchesPerEpoch = Math.ceil(counted / batchSize);
+  }
+
+  /** Items of the batch of a step counted over all epochs, from 0. */
+  at(step: number): Int32Array {
+    if (!Number.isSafeInteger(step) || step < 0) {
+      throw failure('step', 'a whole number of 0 or more', String(step));
+    }
+    const epoch = Math.floor(step / this.batchesPerEpoch);
+    const inEpoch = step % this.batchesPerEpoch;
+    const number = epoch * this.#windows.batchesPerEpoch + Math.floor(inEpoch / this.window);
+    const items = Array.from(this.#windows.at(number));
+    items.sort((a, b) => (this.lengths[a] as number) - (this.lengths[b] as number));
+    const batches = Math.ceil(items.length / this.#batchSize);
+    const order = shuffled({ seed: this.#seed, stream: GROUPS, step: number }, batches);
+    const from = (order[inEpoch % this.window] as number) * this.#batchSize;
+    return Int32Array.from(items.slice(from, from + this.#batchSize));
+  }
+}

@@ -3,6 +3,12 @@ import { join } from 'node:path';
 import * as tokenizers from '@huggingface/tokenizers';
 import { failure } from '../tensor/errors.js';
 import { readJsonObject } from './files.js';
+import {
+  type EncodedSequence,
+  fillTemplate,
+  readTemplate,
+  type SequenceTemplate,
+} from './sequence-template.js';
 
 export interface EncodeOptions {
   /** Add what the tokenizer's template adds (a beginning-of-sequence token, say). Default true. */
@@ -91,6 +97,9 @@ export class Tokenizer {
   readonly addsBos: boolean;
   /** The chat template, as Jinja text; null where there is none. */
   readonly chatTemplate: string | null;
+  readonly #postProcessor: unknown;
+  readonly #truncationSide: 'left' | 'right';
+  #template: SequenceTemplate | undefined;
 
   /**
    * @param json the object of tokenizer.json
@@ -114,6 +123,8 @@ export class Tokenizer {
     this.eosId = this.eosIds[0] ?? null;
     this.padId = find('pad')[0] ?? null;
     this.addsBos = this.bosId !== null && this.encode('a')[0] === this.bosId;
+    this.#postProcessor = json.post_processor;
+    this.#truncationSide = settings.truncation_side === 'left' ? 'left' : 'right';
     this.chatTemplate = typeof settings.chat_template === 'string' ? settings.chat_template : null;
   }
 
@@ -130,6 +141,23 @@ export class Tokenizer {
       if (id !== undefined) return id;
       throw failure('encode', 'text of known tokens', JSON.stringify(tokens[i]));
     });
+  }
+
+  /**
+   * A text, or a pair of texts, with the special tokens and token types of the tokenizer's own
+   * template, cut to `maxLength` tokens: the longer text loses first, at the side that
+   * tokenizer_config.json names (the right by default).
+   * @throws as {@link encode}, and when the special tokens alone are more than `maxLength`
+   */
+  encodeSequence(
+    text: string,
+    pair: string | null = null,
+    maxLength = Number.MAX_SAFE_INTEGER,
+  ): EncodedSequence {
+    this.#template ??= readTemplate(this.#postProcessor);
+    const plain = (t: string) => (t === '' ? [] : this.encode(t, { addSpecialTokens: false }));
+    const second = pair === null ? null : plain(pair);
+    return fillTemplate(this.#template, plain(text), second, maxLength, this.#truncationSide);
   }
 
   /**
