@@ -77,10 +77,9 @@ export {
   loadModel,
   type Model,
   modelTypes,
-  type SaveModelOptions,
-  saveModel,
 } from './models/load.js';
 export { type Merged, type MergeOptions, mergeAdapter } from './models/merge.js';
+export { type SaveModelOptions, saveModel } from './models/save.js';
 export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
 // Modules.
 export {

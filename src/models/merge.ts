@@ -5,7 +5,8 @@ import { cast } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { loadModel, saveModel } from './load.js';
+import { loadModel } from './load.js';
+import { saveModel } from './save.js';
 
 /** Settings of {@link mergeAdapter}. */
 export interface MergeOptions {

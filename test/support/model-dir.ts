@@ -2,7 +2,8 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { randomParameters } from '../../src/models/init.js';
-import { buildCausalLM, saveModel } from '../../src/models/load.js';
+import { buildCausalLM } from '../../src/models/load.js';
+import { saveModel } from '../../src/models/save.js';
 import { getBackend } from '../../src/tensor/registry.js';
 
 /** config.json of the tiny model: one layer, the bundled tokenizer's 4096 tokens. */
