@@ -62,7 +62,7 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
   const architectures = c.texts('architectures') ?? [`…${suffix}`];
   c.check(
     architectures.every((a) => a.endsWith(suffix)),
-    `architectures: one that ends with ${suffix} (no other head is supported)`,
+    `architectures: one that ends with ${suffix} (give labels for a new head)`,
   );
   c.only('position_embedding_type', ['absolute', null, undefined]);
   c.only('add_cross_attention', [false, null, undefined]);
@@ -96,18 +96,25 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
   };
 }
 
+/** Heads that other models of the family have. */
+const OTHER_HEADS = ['cls.', 'lm_head.', 'qa_outputs.'];
+
 /**
- * Our name of a tensor of a checkpoint; null for one that a classifier does not use: the buffer of
- * positions, and RoBERTa's pooler.
+ * Our name of a tensor of a checkpoint; null for one that a classifier does not use: the buffers of
+ * positions and types, RoBERTa's pooler, and the heads of other models.
  */
 export function bertTensorName(
   name: string,
   config: Readonly<Record<string, unknown>>,
 ): string | null {
-  if (name.endsWith('.embeddings.position_ids')) return null;
-  if (config.model_type === 'roberta' && name.startsWith('roberta.pooler.')) return null;
+  const type = String(config.model_type);
+  // A checkpoint of the body alone has no prefix.
+  const full = /^(embeddings|encoder|pooler)\./.test(name) ? `${type}.${name}` : name;
+  if (/\.embeddings\.(position|token_type)_ids$/.test(full)) return null;
+  if (type === 'roberta' && full.startsWith('roberta.pooler.')) return null;
+  if (OTHER_HEADS.some((head) => full.startsWith(head))) return null;
   // The oldest checkpoints have TensorFlow's names for the norms.
-  return name
+  return full
     .replace(/\.LayerNorm\.gamma$/, '.LayerNorm.weight')
     .replace(/\.LayerNorm\.beta$/, '.LayerNorm.bias');
 }

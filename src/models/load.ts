@@ -15,6 +15,7 @@ import {
 import { CausalLM } from './causal-lm.js';
 import type { SequenceClassifier } from './classifier.js';
 import { Gpt2LMHeadModel, gpt2Config, gpt2TensorName } from './gpt2.js';
+import { type ClassifierHead, headConfig, inHead, newModules, newParameters } from './head.js';
 import { LLAMA_FAMILY, LlamaForCausalLM, llamaConfig } from './llama.js';
 
 type Json = Readonly<Record<string, unknown>>;
@@ -98,17 +99,34 @@ export function buildModel(config: Json, source: ParameterSource): Model {
 
 /** {@link buildModel} for a model that predicts the next token. @throws for any other */
 export function buildCausalLM(config: Json, source: ParameterSource): CausalLM {
-  return onlyCausal(buildModel(config, source), String(config.model_type));
+  return only('causal-lm', buildModel(config, source), String(config.model_type)) as CausalLM;
 }
 
-function onlyCausal(model: Model, name: string): CausalLM {
-  if (model instanceof CausalLM) return model;
+/** The model, if it is for this task; else it is freed. */
+function only(task: keyof TaskModels, model: Model, name: string): Model {
+  const kinds = {
+    'causal-lm': 'one that predicts the next token',
+    classification: 'one that classifies sequences',
+  };
+  const own = model instanceof CausalLM ? 'causal-lm' : 'classification';
+  if (own === task) return model;
   model.dispose();
-  throw failure('model', 'one that predicts the next token', `a classifier (${name})`);
+  if (!(task in kinds)) throw failure('task', Object.keys(kinds).join(' or '), `"${task}"`);
+  throw failure('model', kinds[task], `${kinds[own]} (${name})`);
 }
 
-/** How {@link loadModel} loads. */
-export interface LoadModelOptions {
+/** The kinds of models there are, by what they are for. */
+export interface TaskModels {
+  /** Predicts the next token. */
+  'causal-lm': CausalLM;
+  /** Answers scores for a whole sequence. */
+  classification: SequenceClassifier;
+}
+
+/** How {@link openModel} loads. */
+export interface LoadModelOptions<T extends keyof TaskModels = keyof TaskModels> {
+  /** What the model must be for; it also narrows the type. Default: whatever config.json names. */
+  readonly task?: T;
   /** A backend or its name; default auto: cpu where the addon is built, else reference. */
   readonly backend?: Backend | string;
   /** Storage of the weights; default the file's own. */
@@ -120,11 +138,22 @@ export interface LoadModelOptions {
 /**
  * Loads a Hugging Face model directory. Frozen weights keep their dtype and stay in the mapped
  * file where the backend can map it.
- * @throws when a tensor is missing or none of the model's, or the configuration is not supported
+ * @throws when a tensor is missing or none of the model's, the configuration is not supported, or
+ *   the model is for another task
  */
-export function loadModel(dir: string, options: LoadModelOptions = {}): Model {
+export function openModel<T extends keyof TaskModels = keyof TaskModels>(
+  dir: string,
+  options: LoadModelOptions<T> = {},
+): TaskModels[T] {
+  const model = open(dir, options);
+  if (options.task === undefined) return model as TaskModels[T];
+  return only(options.task, model, dir) as TaskModels[T];
+}
+
+function open(dir: string, options: LoadModelOptions): Model {
   const checkpoint = openCheckpoint(dir);
-  const { config } = checkpoint;
+  const { head } = options;
+  const config = head ? headConfig(checkpoint.config, head) : checkpoint.config;
   const { tensorName } = architectureOf(config);
   const backend =
     typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
@@ -132,13 +161,14 @@ export function loadModel(dir: string, options: LoadModelOptions = {}): Model {
   const stored = new Map<string, string>();
   for (const name of checkpoint.tensors.keys()) {
     const own = tensorName ? tensorName(name, config) : name;
-    if (own !== null) stored.set(own, name);
+    if (own !== null && !(head?.seed !== undefined && inHead(own))) stored.set(own, name);
   }
   const source = checkpointSource(checkpoint, backend, options);
+  const fresh = freshSource(checkpoint, backend, config, options);
   const left = new Map(stored);
   const model = buildModel(config, (name, shape) => {
     left.delete(name);
-    return source(stored.get(name) ?? name, shape);
+    return fresh(name, shape) ?? source(stored.get(name) ?? name, shape);
   });
   if (left.size === 0) return model;
   model.dispose();
@@ -148,11 +178,6 @@ export function loadModel(dir: string, options: LoadModelOptions = {}): Model {
     `only tensors of a ${config.model_type} model`,
     `${left.size} others: ${some}${left.size > 5 ? ', …' : ''}`,
   );
-}
-
-/** {@link loadModel} for a model that predicts the next token. @throws for any other */
-export function loadCausalLM(dir: string, options: LoadModelOptions = {}): CausalLM {
-  return onlyCausal(loadModel(dir, options), dir);
 }
 
 function checkpointSource(
