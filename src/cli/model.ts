@@ -25,23 +25,51 @@ export function backendOptions(c: Command): Command {
     .option('--threads <n>', 'worker threads; results do not depend on it', wholeNumber(1));
 }
 
+/** What a model and an adapter may be given as. */
+interface Named {
+  readonly model: string;
+  readonly adapter?: string;
+}
+
+/** {@link Named} with directories in place of names. */
+export type Resolved<F extends Named> = F & {
+  /** The model as it was given (`org/name` or a path), to be recorded in what is written. */
+  readonly modelName: string;
+};
+
+/**
+ * The directory of a model or adapter given as a path or as `org/name[@revision]`.
+ * @throws where there is neither
+ */
+export async function resolveDir(name: string, kind: 'model' | 'adapter'): Promise<string> {
+  const { resolveModel } = await import('../io/hub.js');
+  return resolveModel(name, { kind });
+}
+
+/** The same options with `model` and `adapter` as directories; see {@link resolveDir}. */
+export async function resolveFlags<F extends Named>(flags: F): Promise<Resolved<F>> {
+  const model = await resolveDir(flags.model, 'model');
+  const modelName = flags.model;
+  if (flags.adapter === undefined) return { ...flags, model, modelName };
+  return { ...flags, model, modelName, adapter: await resolveDir(flags.adapter, 'adapter') };
+}
+
 /** Loads what the options name. */
 export async function loadForUse(
   flags: ModelFlags,
 ): Promise<{ model: CausalLM; tokenizer: Tokenizer; backend: string }> {
-  const [{ getBackend }, { loadCausalLM }, { loadTokenizer }, { LoraAdapters, loadAdapter }] =
+  const [{ getBackend }, { openModel }, { openTokenizer }, { LoraAdapters, loadAdapter }] =
     await Promise.all([
       import('../tensor/registry.js'),
       import('../models/load.js'),
       import('../io/tokenizer.js'),
       import('../lora/index.js'),
     ]);
+  const { model: dir, adapter } = await resolveFlags(flags);
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
-  const tokenizer = loadTokenizer(flags.model);
-  const model = loadCausalLM(flags.model, { backend });
-  if (flags.adapter !== undefined) {
-    loadAdapter(new LoraAdapters(model), 'adapter', flags.adapter);
-  }
+  const tokenizer = openTokenizer(dir);
+  const model = openModel(dir, { task: 'causal-lm', backend });
+  if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
   return { model, tokenizer, backend: backend.describe() };
 }
