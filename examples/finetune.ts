@@ -10,8 +10,8 @@ const steps = Number(process.argv[2] ?? 100);
 const lr = 2e-3;
 const seed = 1;
 
-const tokenizer = lowrank.loadTokenizer(base);
-using model = lowrank.loadCausalLM(base);
+const tokenizer = lowrank.openTokenizer(base);
+using model = lowrank.openModel(base, { task: 'causal-lm' });
 const config = { rank: 8, targetModules: ['qv'] };
 const adapters = new lowrank.LoraAdapters(model).add('whale', config, seed);
 const optimizer = new lowrank.AdamW([{ parameters: adapters.tensors('whale') }], { lr });

@@ -12,8 +12,8 @@ import {
   generateText,
   LoraAdapters,
   loadAdapter,
-  loadCausalLM,
-  loadTokenizer,
+  openModel,
+  openTokenizer,
   promptIds,
 } from 'lowrank';
 
@@ -43,8 +43,8 @@ for (const [name, file] of [
   }
 }
 
-const tokenizer = loadTokenizer(base);
-using model = loadCausalLM(base);
+const tokenizer = openTokenizer(base);
+using model = openModel(base, { task: 'causal-lm' });
 const adapters = new LoraAdapters(model);
 const prompt = 'Definition: a large mammal that lives in the sea\nCategory:';
 const inputIds = Int32Array.from(promptIds(tokenizer, prompt));

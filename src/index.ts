@@ -2,7 +2,7 @@
  * LoRA fine-tuning from TypeScript.
  *
  * The short way is {@link finetune}: a model directory and a JSON Lines file in, a PEFT adapter
- * out. The long way is in its parts: {@link loadCausalLM}, {@link LoraAdapters}, {@link AdamW},
+ * out. The long way is in its parts: {@link openModel}, {@link LoraAdapters}, {@link AdamW},
  * {@link train}, {@link saveAdapter}. Below both lie tensors, ops and modules.
  *
  * @packageDocumentation
@@ -28,7 +28,7 @@ export { TokenFile } from './io/token-file.js';
 export {
   DecodeStream,
   type EncodeOptions,
-  loadTokenizer,
+  openTokenizer,
   Tokenizer,
 } from './io/tokenizer.js';
 
@@ -73,10 +73,10 @@ export {
   buildCausalLM,
   buildModel,
   type LoadModelOptions,
-  loadCausalLM,
-  loadModel,
   type Model,
   modelTypes,
+  openModel,
+  type TaskModels,
 } from './models/load.js';
 export { type Merged, type MergeOptions, mergeAdapter } from './models/merge.js';
 export { type SaveModelOptions, saveModel } from './models/save.js';

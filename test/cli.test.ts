@@ -17,7 +17,7 @@ import { makeProgram } from '../src/cli/program.js';
 import { openCheckpoint } from '../src/io/checkpoint.js';
 import { writeTokenFile } from '../src/io/token-file.js';
 import { LoraAdapters, loadAdapter } from '../src/lora/index.js';
-import { loadCausalLM } from '../src/models/load.js';
+import { openModel } from '../src/models/load.js';
 import { events, inside, outside } from './support/cli.js';
 import { writeWorkspace } from './support/model-dir.js';
 
@@ -50,7 +50,7 @@ test('train writes an adapter that loads, and tells what it did', async () => {
   assert.is(config.r, 8);
   assert.is(config.lora_alpha, 16);
   assert.is(config.base_model_name_or_path, at('model'));
-  using model = loadCausalLM(at('model'));
+  using model = openModel(at('model'), { task: 'causal-lm' });
   const adapters = new LoraAdapters(model);
   loadAdapter(adapters, 'a', at('first'));
   assert.ok([...adapters.tensors('a').values()].every((t) => t.toNumbers().some((v) => v !== 0)));

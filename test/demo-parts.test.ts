@@ -1,7 +1,7 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import type { Example } from '../src/io/dataset.js';
-import { loadTokenizer } from '../src/io/tokenizer.js';
+import { openTokenizer } from '../src/io/tokenizer.js';
 import { groupedBatches } from '../src/reproduce/demo/batches.js';
 import { CategoryTest } from '../src/reproduce/demo/category.js';
 import { median, spread } from '../src/reproduce/demo/lab.js';
@@ -44,7 +44,7 @@ test('grouped batches hold every example once a pass, alike in length, by step a
 });
 
 test('labels that begin with the same token are refused, for the first decides', () => {
-  const tokenizer = loadTokenizer('assets/base');
+  const tokenizer = openTokenizer('assets/base');
   const make = (labels: string[]) => new CategoryTest([], labels, tokenizer, 64);
   assert.throws(() => make(['animal', 'animal']), /a first token of its own/);
   assert.is(make(['animal', 'plant']).labels.length, 2);

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { LoraAdapters, loadAdapter } from '../src/lora/index.js';
-import { loadCausalLM } from '../src/models/load.js';
+import { openModel } from '../src/models/load.js';
 import type { DemoResults } from '../src/reproduce/demo/results.js';
 import { requireChecks } from '../src/reproduce/demo/run.js';
 import { getBackend } from '../src/tensor/registry.js';
@@ -125,7 +125,7 @@ function checkReport(html: string): void {
 }
 
 function checkAdapters(out: string): void {
-  const base = loadCausalLM(model, { backend: getBackend('reference') });
+  const base = openModel(model, { task: 'causal-lm', backend: getBackend('reference') });
   const adapters = new LoraAdapters(base);
   try {
     for (const name of ['category', 'moby']) {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { LoraAdapters, loadAdapter } from '../src/lora/index.js';
-import { loadCausalLM } from '../src/models/load.js';
+import { openModel } from '../src/models/load.js';
 import { numberToBf16 } from '../src/tensor/dtype.js';
 import { caughtByFinalizer } from '../src/tensor/lifetime.js';
 import { getBackend } from '../src/tensor/registry.js';
@@ -143,7 +143,7 @@ test('a loss that stays not finite ends the run, and says what was kept', async 
   const message = await failure(settings('overflow', { lr: 1e38, steps: 40, warmupSteps: 0 }));
   assert.match(message, /expected a finite loss and gradients, received none in 10 steps in a row/);
   assert.match(message, 'The weights of the last good step are in');
-  using model = loadCausalLM(at('model'));
+  using model = openModel(at('model'), { task: 'causal-lm' });
   loadAdapter(new LoraAdapters(model), 'a', at('overflow'));
 
   writeTinyModel(at('nan-model'));

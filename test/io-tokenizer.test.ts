@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { loadTokenizer } from '../src/io/tokenizer.js';
+import { openTokenizer } from '../src/io/tokenizer.js';
 
 const test = suite('tokenizer');
 let dir = '';
@@ -83,7 +83,7 @@ const settings = { bos_token: '<bos>', eos_token: { content: '<eos>' }, pad_toke
 function load(config: unknown = settings) {
   put('tokenizer.json', byteLevel());
   put('tokenizer_config.json', config);
-  return loadTokenizer(dir);
+  return openTokenizer(dir);
 }
 
 test('encode with and without special tokens, decode with and without', () => {
@@ -172,7 +172,7 @@ test('a stream keeps the spaces of a decoder that drops the first one', () => {
       merges: ['▁ a', '▁ b'],
     },
   });
-  const tokenizer = loadTokenizer(dir);
+  const tokenizer = openTokenizer(dir);
   const ids = tokenizer.encode('a b a');
   assert.equal(ids, [4, 5, 4]);
   const stream = tokenizer.decodeStream();
@@ -184,54 +184,54 @@ test('a stream keeps the spaces of a decoder that drops the first one', () => {
 
 test('special ids fall back to the other files', () => {
   put('tokenizer.json', byteLevel());
-  let tokenizer = loadTokenizer(dir);
+  let tokenizer = openTokenizer(dir);
   assert.equal([tokenizer.bosId, tokenizer.eosId, tokenizer.padId], [null, null, null]);
   assert.equal(tokenizer.eosIds, []);
   assert.is(tokenizer.addsBos, false);
   put('config.json', { bos_token_id: BOS, eos_token_id: EOS, pad_token_id: -1 });
-  tokenizer = loadTokenizer(dir);
+  tokenizer = openTokenizer(dir);
   assert.equal([tokenizer.bosId, tokenizer.eosId, tokenizer.padId], [BOS, EOS, null]);
   put('generation_config.json', { eos_token_id: [PAD, EOS] });
-  assert.equal(loadTokenizer(dir).eosIds, [PAD, EOS]);
+  assert.equal(openTokenizer(dir).eosIds, [PAD, EOS]);
   put('special_tokens_map.json', { eos_token: '<eos>', pad_token: '<pad>' });
-  tokenizer = loadTokenizer(dir);
+  tokenizer = openTokenizer(dir);
   assert.equal(tokenizer.eosIds, [EOS, PAD]);
   assert.is(tokenizer.padId, PAD);
   put('tokenizer_config.json', { eos_token: '<pad>', bos_token: null });
-  tokenizer = loadTokenizer(dir);
+  tokenizer = openTokenizer(dir);
   assert.equal(tokenizer.eosIds, [PAD, EOS]);
   assert.is(tokenizer.bosId, null);
 });
 
 test('what is missing or malformed is named', () => {
   assert.throws(
-    () => loadTokenizer(dir),
+    () => openTokenizer(dir),
     /tokenizer\] expected a file .*tokenizer\.json, received none/,
   );
   put('tokenizer.model', '');
-  assert.throws(() => loadTokenizer(dir), /the folder has tokenizer\.model/);
+  assert.throws(() => openTokenizer(dir), /the folder has tokenizer\.model/);
   put('tokenizer.json', '{');
-  assert.throws(() => loadTokenizer(dir), /tokenizer .*tokenizer\.json\] expected JSON/);
+  assert.throws(() => openTokenizer(dir), /tokenizer .*tokenizer\.json\] expected JSON/);
   put('tokenizer.json', {});
   assert.throws(
-    () => loadTokenizer(dir),
+    () => openTokenizer(dir),
     /a tokenizer\.json with a model and its vocab, received none/,
   );
   put('tokenizer.json', { ...byteLevel(), model: { type: 'Alchemy', vocab: {} } });
-  assert.throws(() => loadTokenizer(dir), /a model of type BPE, .*received "Alchemy"/);
+  assert.throws(() => openTokenizer(dir), /a model of type BPE, .*received "Alchemy"/);
   put('tokenizer.json', { ...byteLevel(), decoder: { type: 'Alchemy' } });
-  assert.throws(() => loadTokenizer(dir), /a tokenizer of a known kind, received .*Alchemy/);
+  assert.throws(() => openTokenizer(dir), /a tokenizer of a known kind, received .*Alchemy/);
   put('tokenizer.json', byteLevel());
   put('tokenizer_config.json', '[]');
-  assert.throws(() => loadTokenizer(dir), /tokenizer_config\.json\] expected a JSON object/);
+  assert.throws(() => openTokenizer(dir), /tokenizer_config\.json\] expected a JSON object/);
   put('tokenizer_config.json', { eos_token: '</s>' });
   assert.throws(
-    () => loadTokenizer(dir),
+    () => openTokenizer(dir),
     /eos_token\] expected a token of the vocabulary .*"<\/s>"/,
   );
   put('tokenizer_config.json', {});
   put('config.json', { eos_token_id: 'x' });
-  assert.throws(() => loadTokenizer(dir), /config\.json\] expected whole numbers in eos_token_id/);
+  assert.throws(() => openTokenizer(dir), /config\.json\] expected whole numbers in eos_token_id/);
 });
 
 test('ids outside the vocabulary and text without tokens are errors', () => {
@@ -244,7 +244,7 @@ test('ids outside the vocabulary and text without tokens are errors', () => {
     model: { type: 'WordLevel', vocab: { a: 0 } },
   });
   put('tokenizer_config.json', {});
-  assert.throws(() => loadTokenizer(dir).encode('a b'), /text of known tokens, received "b"/);
+  assert.throws(() => openTokenizer(dir).encode('a b'), /text of known tokens, received "b"/);
 });
 
 test.run();

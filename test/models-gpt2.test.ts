@@ -8,7 +8,7 @@ import { writeSafetensors } from '../src/io/safetensors.js';
 import { LoraAdapters, loadAdapter, saveAdapter } from '../src/lora/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { gpt2Config } from '../src/models/gpt2.js';
-import { buildCausalLM, loadCausalLM } from '../src/models/load.js';
+import { buildCausalLM, openModel } from '../src/models/load.js';
 import { withTraining } from '../src/nn/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { full } from '../src/tensor/create.js';
@@ -80,14 +80,18 @@ test('checkpoints with and without the prefix, with mask buffers and a second he
   };
   const batch = tinyBatch(1, [5, 3], 13);
   const same = (dir: string, model: CausalLM) => {
-    using loaded = loadCausalLM(dir, { backend: reference });
+    using loaded = openModel(dir, { task: 'causal-lm', backend: reference });
     assert.equal(logitsOf(loaded, batch), logitsOf(model, batch));
   };
   withCheckpoint((name) => name, same);
   withCheckpoint((name) => name.replace('transformer.', ''), same, buffers);
   withCheckpoint(
     (name) => name,
-    (dir) => assert.throws(() => loadCausalLM(dir, { backend: reference }), /1 others: h\.9\.x/),
+    (dir) =>
+      assert.throws(
+        () => openModel(dir, { task: 'causal-lm', backend: reference }),
+        /1 others: h\.9\.x/,
+      ),
     { 'h.9.x': buffers['h.0.attn.bias'] },
   );
   for (const t of Object.values(buffers)) t.dispose();

@@ -6,7 +6,7 @@ import { noGrad, scope } from '../src/autograd/index.js';
 import { writeSafetensors } from '../src/io/safetensors.js';
 import { generate } from '../src/models/generate.js';
 import { llamaConfig } from '../src/models/llama.js';
-import { buildCausalLM, loadCausalLM } from '../src/models/load.js';
+import { buildCausalLM, openModel } from '../src/models/load.js';
 import { saveModel } from '../src/models/save.js';
 import { full, tensor } from '../src/tensor/create.js';
 import type { Tensor } from '../src/tensor/tensor.js';
@@ -152,7 +152,7 @@ onEachBackend(
       const parameters = new Map(model.namedParameters());
       withFolder((dir) => {
         saveModel(dir, { tensors: parameters, config: tinyConfig(c.settings), tokenizerDir: dir });
-        using loaded = loadCausalLM(dir, { backend });
+        using loaded = openModel(dir, { task: 'causal-lm', backend });
         const again = new Map(loaded.namedParameters());
         assert.equal([...again.keys()], [...parameters.keys()]);
         for (const [name, p] of again) {
@@ -164,7 +164,7 @@ onEachBackend(
         const batch = tinyBatch(1, c.lengths, c.settings.vocab);
         assert.ok(sameBytes(logitBytes(loaded, batch), logitBytes(model, batch)));
         // Wider storage of the same numbers answers the same: widening is exact.
-        using wide = loadCausalLM(dir, { backend, dtype: 'f32' });
+        using wide = openModel(dir, { task: 'causal-lm', backend, dtype: 'f32' });
         for (const [, p] of wide.namedParameters()) assert.is(p.dtype, 'f32');
         const difference = logitBytes(wide, batch);
         assert.is(difference.length, logitBytes(model, batch).length);
@@ -176,7 +176,7 @@ onEachBackend(
 onEachBackend(test, 'loaded for full training: every parameter f32 and trainable', (backend) => {
   withCheckpoint(
     (dir) => {
-      using model = loadCausalLM(dir, { backend, trainable: true });
+      using model = openModel(dir, { task: 'causal-lm', backend, trainable: true });
       for (const [, p] of model.namedParameters()) {
         assert.is(p.dtype, 'f32');
         assert.is(p.requiresGrad, true);
@@ -191,7 +191,7 @@ test('a checkpoint with a tensor missing, misshapen or without a home is refused
   const { handles } = reference.memory();
   const fails = (message: RegExp, change: Parameters<typeof withCheckpoint>[1]) => {
     withCheckpoint((dir) => {
-      assert.throws(() => loadCausalLM(dir, { backend: reference }), message);
+      assert.throws(() => openModel(dir, { task: 'causal-lm', backend: reference }), message);
     }, change);
     for (const t of Object.values(change?.tensors ?? {})) t?.dispose();
   };
@@ -212,14 +212,14 @@ test('a checkpoint with a tensor missing, misshapen or without a home is refused
 
 test('tensors that follow from others may be there', () => {
   const freq = tensor([1, 0.1], [2], { backend: reference });
-  withCheckpoint((dir) => loadCausalLM(dir, { backend: reference }).dispose(), {
+  withCheckpoint((dir) => openModel(dir, { task: 'causal-lm', backend: reference }).dispose(), {
     tensors: { 'model.layers.0.self_attn.rotary_emb.inv_freq': freq },
   });
   const head = full([13, 8], 9, { backend: reference });
   const tied = { ...TINY, tied: true };
   withCheckpoint(
     (dir) => {
-      using model = loadCausalLM(dir, { backend: reference });
+      using model = openModel(dir, { task: 'causal-lm', backend: reference });
       using plain = tinyModel(tied, reference);
       const batch = tinyBatch(1, [4], TINY.vocab);
       assert.ok(sameBytes(logitBytes(model, batch), logitBytes(plain, batch)));

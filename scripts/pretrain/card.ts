@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readJsonObject } from '../../src/io/files.js';
 import { TokenFile } from '../../src/io/token-file.js';
-import { loadCausalLM } from '../../src/models/load.js';
+import { openModel } from '../../src/models/load.js';
 import { heldOutLosses } from '../../src/train/pretrain.js';
 
 interface Part {
@@ -78,7 +78,7 @@ function main(): void {
   };
   const { steps, batchSize, seqLength } = settings as Record<string, number>;
   const seen = (steps as number) * (batchSize as number) * (seqLength as number);
-  using model = loadCausalLM(bundled);
+  using model = openModel(bundled, { task: 'causal-lm' });
   const parameters = [...model.namedParameters()].reduce((n, [, p]) => n + p.size, 0);
   const names = Object.keys(manifest.sources);
   const files = new Map(

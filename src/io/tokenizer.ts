@@ -259,7 +259,7 @@ function idsIn(path: string, kind: string): number[] {
  * `special_tokens_map.json`, `generation_config.json` and `config.json` add where they are there.
  * @throws with the file's name when one is missing or malformed
  */
-export function loadTokenizer(dir: string): Tokenizer {
+export function openTokenizer(dir: string): Tokenizer {
   const path = join(dir, 'tokenizer.json');
   const json = readJsonObject(path, 'tokenizer');
   const optional = (name: string): JsonObject =>

@@ -5,6 +5,7 @@ import type { Backend } from '../tensor/backend.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
+import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import {
   BertForSequenceClassification,
@@ -133,6 +134,8 @@ export interface LoadModelOptions<T extends keyof TaskModels = keyof TaskModels>
   readonly dtype?: DType;
   /** Makes every parameter trainable (and f32), for full fine-tuning. Default false. */
   readonly trainable?: boolean;
+  /** For a classifier: what it answers, where that is not what config.json says; a new head. */
+  readonly head?: ClassifierHead;
 }
 
 /**
@@ -178,6 +181,21 @@ function open(dir: string, options: LoadModelOptions): Model {
     `only tensors of a ${config.model_type} model`,
     `${left.size} others: ${some}${left.size > 5 ? ', …' : ''}`,
   );
+}
+
+/** New numbers for the modules that a new head leaves without any; undefined for all others. */
+function freshSource(
+  checkpoint: Checkpoint,
+  backend: Backend,
+  config: Json,
+  { head, dtype, trainable = false }: LoadModelOptions,
+): (name: string, shape: Shape) => Tensor | undefined {
+  if (head?.seed === undefined) return () => undefined;
+  const settings = { backend, trainable, ...(dtype ? { dtype } : {}) };
+  const make = newParameters(config, head.seed, settings);
+  const modules = newModules(checkpoint);
+  return (name, shape) =>
+    modules.some((m) => `.${name}`.includes(`.${m}.`)) ? make(name, shape) : undefined;
 }
 
 function checkpointSource(

@@ -5,7 +5,7 @@ import { cast } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { loadModel } from './load.js';
+import { openModel } from './load.js';
 import { saveModel } from './save.js';
 
 /** Settings of {@link mergeAdapter}. */
@@ -52,7 +52,7 @@ function checkFinite(name: string, t: Tensor, dtype: MergeOptions['dtype']): voi
 export function mergeAdapter(options: MergeOptions): Merged {
   const { modelDir, adapterDir, out, dtype, backend } = options;
   const { config } = openCheckpoint(modelDir);
-  const model = loadModel(modelDir, {
+  const model = openModel(modelDir, {
     // For another storage the sum stays f32 until its one rounding.
     ...(dtype ? { dtype: 'f32' as const } : {}),
     ...(backend === undefined ? {} : { backend }),

@@ -2,11 +2,11 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
 import { type Batch, countTargets, type DataRecord, readJsonl } from '../io/dataset.js';
-import { loadTokenizer, type Tokenizer } from '../io/tokenizer.js';
+import { openTokenizer, type Tokenizer } from '../io/tokenizer.js';
 import { type FullLoraConfig, fullConfig } from '../lora/config.js';
 import { LoraAdapters, saveAdapter } from '../lora/index.js';
 import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
-import { loadCausalLM } from '../models/load.js';
+import { openModel } from '../models/load.js';
 import { saveModel } from '../models/save.js';
 import { AdamW, decayGroups, SCHEDULES, type ScheduleName } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
@@ -145,7 +145,7 @@ function loraConfig({ lora }: FinetuneOptions): FullLoraConfig {
 function loraTrainee(options: FinetuneOptions, backend: Backend, seed: number): Trainee {
   const { modelDir, out } = options;
   const config = loraConfig(options);
-  const model = loadCausalLM(modelDir, { backend });
+  const model = openModel(modelDir, { task: 'causal-lm', backend });
   let adapters: LoraAdapters;
   try {
     adapters = new LoraAdapters(model).add(ADAPTER, config, seed);
@@ -176,7 +176,7 @@ const STORED = { F32: 'f32', F16: 'f16', BF16: 'bf16' } as const;
 
 function fullTrainee(options: FinetuneOptions, backend: Backend, checkpoint: Checkpoint): Trainee {
   const { modelDir, out } = options;
-  const model = loadCausalLM(modelDir, { backend, trainable: true });
+  const model = openModel(modelDir, { task: 'causal-lm', backend, trainable: true });
   const parameters = new Map(model.namedParameters());
   const [stored] = [...checkpoint.tensors.values()].map((t) => t.dtype);
   const dtype = STORED[stored as keyof typeof STORED] ?? 'f32';
@@ -253,7 +253,7 @@ export function prepare(options: FinetuneOptions): Plan {
   if (options.threads !== undefined) backend.setThreads(options.threads);
   const records = readJsonl(dataFile);
   const checkpoint = openCheckpoint(modelDir);
-  const tokenizer = loadTokenizer(modelDir);
+  const tokenizer = openTokenizer(modelDir);
   backend.resetPeak();
   const trainee = s.full
     ? fullTrainee(options, backend, checkpoint)

@@ -12,7 +12,7 @@ import { PEFT_PREFIX } from '../../src/lora/adapters.js';
 import { LoraAdapters, loadAdapter, saveAdapter } from '../../src/lora/index.js';
 import { CausalLM, type TokenBatch } from '../../src/models/causal-lm.js';
 import type { SequenceBatch } from '../../src/models/classifier.js';
-import { buildModel, loadModel, type Model } from '../../src/models/load.js';
+import { buildModel, type Model, openModel } from '../../src/models/load.js';
 import { AdamW, type AdamWOptions } from '../../src/optim/index.js';
 import type { Backend } from '../../src/tensor/backend.js';
 import { failure } from '../../src/tensor/errors.js';
@@ -259,7 +259,7 @@ function compareWidened(
   backend: Backend,
   compare: CompareLogits,
 ): void {
-  using model = loadModel(dir, { backend, dtype: 'f32' });
+  using model = openModel(dir, { backend, dtype: 'f32' });
   using adapters = new LoraAdapters(model);
   const tensors = trained.tensors('case');
   adapters.addFrom(
@@ -284,7 +284,7 @@ function runModel(dir: string, backend: Backend, into: Comparison): void {
   const json = readJsonObject(join(dir, 'case.json'), 'golden');
   const config = readJsonObject(join(dir, 'config.json'), 'golden');
   const batch = batchOf(into);
-  using model = loadModel(dir, { backend });
+  using model = openModel(dir, { backend });
   if (json.task !== model.peftTask) throw failure('golden task', model.peftTask, String(json.task));
   const counts = (i: number) =>
     !(model instanceof CausalLM) || batch.attentionMask?.[Math.floor(i / model.vocabSize)] === 1;

@@ -5,7 +5,7 @@ import { backward, scope } from '../../autograd/index.js';
 import { readJsonObject } from '../../io/files.js';
 import { LoraAdapters, saveAdapter } from '../../lora/index.js';
 import type { CausalLM } from '../../models/causal-lm.js';
-import { loadCausalLM } from '../../models/load.js';
+import { openModel } from '../../models/load.js';
 import { saveModel } from '../../models/save.js';
 import { AdamW } from '../../optim/index.js';
 import type { MemoryBooks } from '../../tensor/backend.js';
@@ -30,7 +30,7 @@ interface Contender {
 }
 
 function loraContender({ options, backend, scale }: Lab): Contender {
-  const model = loadCausalLM(options.modelDir, { backend });
+  const model = openModel(options.modelDir, { task: 'causal-lm', backend });
   const adapters = new LoraAdapters(model);
   adapters.add('cost', loraConfig(scale), options.seed);
   return {
@@ -45,7 +45,7 @@ function loraContender({ options, backend, scale }: Lab): Contender {
 
 function fullContender({ options, backend }: Lab): Contender {
   const { modelDir } = options;
-  const model = loadCausalLM(modelDir, { backend, trainable: true });
+  const model = openModel(modelDir, { task: 'causal-lm', backend, trainable: true });
   const parameters = new Map(model.namedParameters());
   const config = readJsonObject(join(modelDir, 'config.json'), 'config');
   return {

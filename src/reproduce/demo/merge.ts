@@ -3,7 +3,7 @@ import { noGrad, scope } from '../../autograd/index.js';
 import { readJsonObject } from '../../io/files.js';
 import { LoraAdapters, loadAdapter } from '../../lora/index.js';
 import type { CausalLM, TokenBatch } from '../../models/causal-lm.js';
-import { buildCausalLM, loadCausalLM } from '../../models/load.js';
+import { buildCausalLM, openModel } from '../../models/load.js';
 import { evaluate } from '../../train/evaluate.js';
 import { claim, type Lab, median, STYLE } from './lab.js';
 import type { MergeResults, MergeRow } from './results.js';
@@ -84,7 +84,7 @@ export function runMerge(lab: Lab, adapterDir: string): MergeResults {
   heading(view, '5. Merging: one plain model that knows nothing of LoRA');
   const batch = firstRows(lab.styleBatches[0] as TokenBatch, scale.merge.batchSize);
   const positions = batch.batch * batch.length;
-  const wide = loadCausalLM(options.modelDir, { backend, dtype: 'f32' });
+  const wide = openModel(options.modelDir, { task: 'causal-lm', backend, dtype: 'f32' });
   const wideAdapters = new LoraAdapters(wide);
   const made: CausalLM[] = [wide];
   try {
