@@ -4,7 +4,7 @@ import { dirname, join, normalize, sep } from 'node:path';
 import { scanImports } from './scan.js';
 
 const ENGINE = ['tensor', 'autograd', 'ops', 'nn'];
-const LIBRARY = [...ENGINE, 'io', 'lora', 'optim', 'models'];
+const LIBRARY = [...ENGINE, 'linalg', 'io', 'lora', 'optim', 'models'];
 
 /** For every folder of src/, the other folders it may import. */
 export const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
@@ -13,7 +13,8 @@ export const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   autograd: ['tensor'],
   ops: ['tensor', 'autograd'],
   nn: ['tensor', 'autograd', 'ops'],
-  lora: [...ENGINE, 'io'],
+  linalg: ['tensor', 'autograd', 'ops'],
+  lora: [...ENGINE, 'linalg', 'io'],
   optim: ENGINE,
   models: [...ENGINE, 'io', 'lora', 'optim'],
   train: LIBRARY,

@@ -1,0 +1,13 @@
+export { svdOfProduct } from './factors.js';
+export { thinQr } from './householder.js';
+export { jacobiSvd, type MatrixSvd } from './jacobi.js';
+export { Matrix } from './matrix.js';
+export { qr } from './qr.js';
+export {
+  type RandomizedOptions,
+  randomizedSvd,
+  type Svd,
+  svd,
+  type TruncatedOptions,
+  truncatedSvd,
+} from './svd.js';
