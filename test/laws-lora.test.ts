@@ -174,7 +174,7 @@ onEachBackend(test, 'a merged model answers what the unmerged one does', (backen
     const exact = { ...c, settings: { ...c.settings, dtype: 'f32' as const } };
     withAdapter(exact, backend, (model, adapters) => {
       randomize(adapters, 'a', c.settings.seed + 1, 0.1);
-      using merged = buildCausalLM(tinyConfig(exact.settings), adapters.mergedSource('a'));
+      using merged = buildCausalLM(tinyConfig(exact.settings), adapters.mergedSource(['a']));
       const batch = batchOf(c);
       const difference = relativeDifference(logitsOf(merged, batch), logitsOf(model, batch));
       assert.ok(difference < 1e-3, `${difference}`);

@@ -124,7 +124,7 @@ test('names: taken, empty and unknown ones', () => {
       () => adapters.tensors('frist'),
       () => adapters.config('frist'),
       () => adapters.setTrainable('frist', true),
-      () => adapters.mergedSource('frist'),
+      () => adapters.mergedSource(['frist']),
     ]) {
       assert.throws(use, /received "frist"\. There are: first/);
     }
@@ -289,8 +289,8 @@ onEachBackend(test, 'merging two adapters adds both updates, in either order', (
   randomize(adapters, 'a', 1);
   randomize(adapters, 'b', 2);
   const config = tinyConfig(TINY);
-  using ab = buildCausalLM(config, adapters.mergedSource('a', 'b'));
-  using ba = buildCausalLM(config, adapters.mergedSource('b', 'a'));
+  using ab = buildCausalLM(config, adapters.mergedSource(['a', 'b']));
+  using ba = buildCausalLM(config, adapters.mergedSource(['b', 'a']));
   const wrapped = firstQuery(model) as LoraLinear;
   const deltas = ['a', 'b'].map((n) => wrapped.branches.get(n)?.delta() as Tensor);
   const want = wrapped.base.weight
@@ -300,8 +300,8 @@ onEachBackend(test, 'merging two adapters adds both updates, in either order', (
   assert.ok(relativeDifference(got(ab), want) < 1e-6);
   assert.ok(relativeDifference(got(ba), want) < 1e-6);
   for (const d of deltas) d.dispose();
-  assert.throws(() => adapters.mergedSource('a', 'a'), /each adapter once/);
-  assert.throws(() => adapters.mergedSource(), /at least one adapter/);
+  assert.throws(() => adapters.mergedSource(['a', 'a']), /each adapter once/);
+  assert.throws(() => adapters.mergedSource([]), /at least one adapter/);
 });
 
 test('merging numbers that are not finite is refused', () => {
@@ -311,7 +311,7 @@ test('merging numbers that are not finite is refused', () => {
       setFloats(t, new Float32Array(t.size).fill(3e38));
     }
     assert.throws(
-      () => buildCausalLM(tinyConfig(TINY), adapters.mergedSource('a')),
+      () => buildCausalLM(tinyConfig(TINY), adapters.mergedSource(['a'])),
       /\[merge\] expected finite weights/,
     );
   });

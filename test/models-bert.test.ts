@@ -135,7 +135,7 @@ onEachBackend(
       adapters.setActive(null);
       assert.equal(model.predict(batch), base);
       adapters.setActive('a');
-      using merged = buildModel(config, adapters.mergedSource('a'));
+      using merged = buildModel(config, adapters.mergedSource(['a']));
       const plain = (merged as SequenceClassifier).predict(batch);
       assert.ok(relativeDifference(plain.flat(), changed.flat()) < 1e-4);
       withFolder((dir) => {

@@ -112,7 +112,7 @@ onEachBackend(
     assert.equal(shapes.slice(0, 2), ['3,8', '24,3']);
     const changed = logitsOf(model, batch);
     assert.ok(relativeDifference(changed, base) > 0.01);
-    using merged = buildCausalLM(CONFIG, adapters.mergedSource('a'));
+    using merged = buildCausalLM(CONFIG, adapters.mergedSource(['a']));
     assert.ok(relativeDifference(logitsOf(merged, batch), changed) < 1e-5);
     withFolder((dir) => {
       saveAdapter(adapters, 'a', dir);

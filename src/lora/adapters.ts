@@ -1,11 +1,12 @@
 import { noGrad, scope, setTrainable } from '../autograd/index.js';
 import type { Dense, Module, ParameterSource } from '../nn/index.js';
 import { cast } from '../ops/index.js';
+import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
-import { baseOf, LoraBranch, LoraLinear } from './layer.js';
+import { baseOf, LoraBranch, LoraLinear, type MergeWeights, mergeWeights } from './layer.js';
 import { SavedModules } from './saved.js';
 import { chooseTargets, type Target } from './targets.js';
 
@@ -43,6 +44,9 @@ function defaultsFor(model: Module): Partial<LoraConfig> {
   return peftTask(model) === 'SEQ_CLS' ? { modulesToSave: ['classifier', 'score'] } : {};
 }
 
+/** The object that holds the adapters of each model. */
+const OWNERS = new WeakMap<Module, LoraAdapters>();
+
 /**
  * The LoRA adapters of a model: several by name, at most one active. The model's own parameters
  * are frozen and never written; with no adapter active its outputs are the base's, bit for bit.
@@ -67,6 +71,12 @@ export class LoraAdapters {
     this.#base = new Map(model.namedParameters());
     this.#saved = new SavedModules(model);
     for (const p of this.#base.values()) setTrainable(p, false);
+    OWNERS.set(model, this);
+  }
+
+  /** The object that holds a model's adapters, if one was made. */
+  static of(model: Module): LoraAdapters | undefined {
+    return OWNERS.get(model);
   }
 
   /** Names of the adapters there are. */
@@ -209,33 +219,69 @@ export class LoraAdapters {
 
   /**
    * The parameters of a plain model in which these adapters are merged: pass it to the model's
-   * constructor. Touched weights are new tensors (f32 sum, rounded once to the base's dtype); all
-   * others share the base's storage.
+   * constructor. Touched weights are new tensors (f32 sum, rounded once); all others share the
+   * base's storage.
+   * @param adapters names, or the weight of each name: W + Σ weight·ΔW
+   * @param dtype of the touched weights; default each weight's own in the base
+   * @throws on an unknown name or a weight that is 0 or not finite; when asked for a parameter
+   *   that a merge cannot give: one that an adapter of a weight other than 1, or two adapters,
+   *   hold whole
    */
-  mergedSource(...names: readonly string[]): ParameterSource {
-    for (const name of names) this.#known(name);
-    if (names.length === 0) throw failure('merge', 'at least one adapter', 'none');
-    if (new Set(names).size < names.length) {
-      throw failure('merge', 'each adapter once', names.join(', '));
-    }
+  mergedSource(adapters: MergeWeights, dtype?: DType): ParameterSource {
+    const weights = this.#mergeWeights(adapters);
     return (parameterName) => {
       const path = parameterName.replace(/\.weight$/, '');
       const held = parameterName.endsWith('.weight') ? this.#wrapped.get(path) : undefined;
-      if (held && names.some((n) => held.layer.branches.has(n))) {
-        const merged = held.layer.merged(names);
+      if (held && [...weights.keys()].some((n) => held.layer.branches.has(n))) {
+        const merged = held.layer.merged(weights, dtype);
         merged.bias?.dispose();
         return merged.weight;
       }
       const base = this.#base.get(parameterName);
-      const whole = names.flatMap((n) => this.#saved.tensors(n).get(parameterName) ?? []);
-      if (base && whole[0]) {
-        if (whole.length === 1)
-          return noGrad(() => scope(() => cast(whole[0] as Tensor, base.dtype)));
-        throw failure('merge', `one adapter that holds ${parameterName} whole`, names.join(', '));
-      }
       if (!base) throw failure('merge', 'a parameter of the base', `"${parameterName}"`);
+      const whole = this.#mergedWhole(parameterName, weights);
+      if (whole) return noGrad(() => scope(() => cast(whole, dtype ?? base.dtype)));
       return base.alias();
     };
+  }
+
+  /** The names and weights of a merge, checked. */
+  #mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number> {
+    const weights = mergeWeights(adapters);
+    for (const name of weights.keys()) this.#known(name);
+    if (weights.size === 0) throw failure('merge', 'at least one adapter', 'none');
+    if (Array.isArray(adapters) && weights.size < adapters.length) {
+      throw failure('merge', 'each adapter once', adapters.join(', '));
+    }
+    for (const [name, weight] of weights) {
+      if (Number.isFinite(weight) && weight !== 0) continue;
+      throw failure(`merge, adapter ${name}`, 'a finite weight other than 0', String(weight));
+    }
+    return weights;
+  }
+
+  /** The copy of a parameter that an adapter of a merge holds whole, if one does. */
+  #mergedWhole(parameter: string, weights: ReadonlyMap<string, number>): Tensor | undefined {
+    const holders = [...weights.keys()].filter((n) => this.#saved.tensors(n).has(parameter));
+    const [first] = holders;
+    if (first === undefined) return undefined;
+    if (holders.length > 1) {
+      throw failure(
+        'merge',
+        `one adapter that holds ${parameter} whole (modules_to_save)`,
+        holders.join(' and '),
+        'Each holds its own in place of the base’s, and there is no sum of the two',
+      );
+    }
+    if (weights.get(first) !== 1) {
+      throw failure(
+        `merge, adapter ${first}`,
+        `weight 1, as it holds ${parameter} whole (modules_to_save)`,
+        String(weights.get(first)),
+        'A module in place of the base’s is taken or left; only LoRA updates have a weight',
+      );
+    }
+    return this.#saved.tensors(first).get(parameter);
   }
 
   /** The parameters that an adapter of this configuration holds whole: the base's, by name. */

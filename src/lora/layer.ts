@@ -2,10 +2,22 @@ import { noGrad, scope, setTrainable } from '../autograd/index.js';
 import { Dense, PlainDense, trainingContext } from '../nn/index.js';
 import { add, cast, dropout, linear, matmul, scale } from '../ops/index.js';
 import { tensor, zeros } from '../tensor/create.js';
+import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { isFiniteTensor } from '../tensor/finite.js';
 import { normal, streamOf, uniform } from '../tensor/random.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { FullLoraConfig } from './config.js';
+
+/** The adapters of a merge: names, or the weight of each name. */
+export type MergeWeights = readonly string[] | ReadonlyMap<string, number>;
+
+/** The weight of each adapter of a merge by its name. */
+export function mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number> {
+  return adapters instanceof Map
+    ? (adapters as ReadonlyMap<string, number>)
+    : new Map((adapters as readonly string[]).map((name) => [name, 1]));
+}
 
 /** One adapter's share of one layer: ΔW = scaling · B A. */
 export class LoraBranch {
@@ -131,25 +143,40 @@ export class LoraLinear extends Dense {
   }
 
   /**
-   * A plain layer whose weight is W + Σ ΔW of these adapters, added in f32 and rounded once to
-   * W's dtype. The base is not touched.
+   * A plain layer whose weight is W + Σ w·ΔW of these adapters, added in f32 and rounded once.
+   * The base is not touched.
+   * @param adapters names, or each name's weight w; default 1
+   * @param dtype of the merged weight; default W's
    * @throws when the merged weight is not finite
    */
-  merged(names: readonly string[]): PlainDense {
+  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): PlainDense {
     const { weight, bias } = this.base;
     const merged = noGrad(() =>
       scope(() => {
         let sum = cast(weight, 'f32');
-        for (const name of names) {
+        for (const [name, share] of mergeWeights(adapters)) {
           const branch = this.branches.get(name);
-          if (branch) sum = add(sum, branch.delta(this.base.transposed));
+          if (!branch) continue;
+          // A scope of its own: at most three f32 arrays of the weight's shape live at once.
+          const next = scope(() => {
+            const delta = branch.delta(this.base.transposed);
+            return add(sum, share === 1 ? delta : scale(delta, share));
+          });
+          sum.dispose();
+          sum = next;
         }
-        return cast(sum, weight.dtype);
+        return cast(sum, dtype);
       }),
     ).keep();
-    if (!(merged.toArray() as Float32Array).every(Number.isFinite)) {
+    if (!isFiniteTensor(merged)) {
       merged.dispose();
-      throw failure('merge', 'finite weights', `NaN or Inf in ${shapeText(weight.shape)}`);
+      const [branch] = this.branches.values();
+      throw failure(
+        'merge',
+        'finite weights',
+        `NaN or Inf in ${branch?.path}.weight ${shapeText(weight.shape)}`,
+        dtype === 'f16' ? 'Half floats end at 65504: try bf16 or f32' : undefined,
+      );
     }
     merged.storage.retag('frozen');
     return this.base.withWeights(merged, bias ? bias.alias().keep() : null);

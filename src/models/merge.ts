@@ -61,7 +61,7 @@ export function mergeAdapter(options: MergeOptions): Merged {
   try {
     const adapters = new LoraAdapters(model);
     loadAdapter(adapters, 'merged', adapterDir);
-    const source = adapters.mergedSource('merged');
+    const source = adapters.mergedSource(['merged']);
     let parameters = 0;
     let changed = 0;
     for (const [name, base] of adapters.baseParameters()) {

@@ -159,7 +159,7 @@ function mergedLogits(
   config: Readonly<Record<string, unknown>>,
   batch: SequenceBatch,
 ): number[] {
-  using merged = buildModel(config, adapters.mergedSource(name));
+  using merged = buildModel(config, adapters.mergedSource([name]));
   return logitsOf(merged, batch);
 }
 

@@ -48,7 +48,7 @@ function compareMerged(
 ): { row: Omit<MergeRow, 'dtype'>; merged: CausalLM } {
   adapters.setActive(STYLE);
   const config = readJsonObject(join(lab.options.modelDir, 'config.json'), 'config');
-  const merged = buildCausalLM(config, adapters.mergedSource(STYLE));
+  const merged = buildCausalLM(config, adapters.mergedSource([STYLE]));
   const row = {
     ...compareLogits(model, merged, batch),
     adapterLoss: evaluate(model, lab.styleBatches).loss,
