@@ -133,6 +133,26 @@ const attacks: [name: string, prepare: () => void, message: RegExp][] = [
     /a JSON object, received an array/,
   ],
   [
+    'tensor twice',
+    () => writeFileSync(join(dir, INDEX), '{"weight_map":{"a":"one.safetensors","a":"x"}}'),
+    /each name in weight_map once, received "a" twice/,
+  ],
+  [
+    'tensor twice, once escaped',
+    () => writeFileSync(join(dir, INDEX), '{"weight_map":{"a":"x","\\u0061":"one.safetensors"}}'),
+    /each name in weight_map once, received "a" twice/,
+  ],
+  [
+    'weight_map twice',
+    () => writeFileSync(join(dir, INDEX), '{"weight_map":{"a":"x"},"weight_map":{}}'),
+    /each name in the index once, received "weight_map" twice/,
+  ],
+  [
+    'levels without end',
+    () => writeFileSync(join(dir, INDEX), `{"metadata":${'['.repeat(99)}${']'.repeat(99)}}`),
+    /metadata of at most 64 levels/,
+  ],
+  [
     'missing shard',
     () => index({ a: 'oen.safetensors' }),
     /oen\.safetensors, received none; the folder/,

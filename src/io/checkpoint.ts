@@ -15,9 +15,11 @@ import {
   missingFile,
   plainName,
   readJsonObject,
+  readText,
   writeFileAtomic,
   writeJsonAtomic,
 } from './files.js';
+import { JsonScanner, quoted } from './json-scanner.js';
 import {
   entryBytes,
   type LoadOptions,
@@ -28,7 +30,6 @@ import {
   type WriteEntry,
   writeSafetensors,
 } from './safetensors.js';
-import { quoted } from './safetensors-header.js';
 
 const WEIGHTS = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
@@ -123,8 +124,10 @@ function noWeights(dir: string): Error {
 
 /** The index's map from tensor name to file name, its form checked. */
 function readWeightMap(path: string): Map<string, string> {
-  const index = readJsonObject(path, 'checkpoint index');
   const place = `checkpoint index ${path}`;
+  const index = readJsonObject(path, 'checkpoint index');
+  // JSON.parse hides a name that is given twice, and takes the last.
+  new JsonScanner(readText(path, 'checkpoint index'), place, 'the index').pass('the index');
   const map = index.weight_map;
   if (typeof map !== 'object' || map === null || Array.isArray(map)) {
     const received = map === undefined ? 'none' : JSON.stringify(map).slice(0, 60);

@@ -1,5 +1,8 @@
 import type { DType } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
+import { JsonScanner, quoted } from './json-scanner.js';
+
+export { quoted } from './json-scanner.js';
 
 /** Bits of one element of every dtype the format names, in the format's own order. */
 const BITS = {
@@ -81,190 +84,9 @@ export interface Header {
 /** The most bytes a header may have. */
 export const MAX_HEADER_BYTES = 100_000_000;
 
-/** A name in quotes for messages, escaped and cut to a readable length. */
-export function quoted(name: string): string {
-  const text = JSON.stringify(name);
-  return text.length <= 100 ? text : `${text.slice(0, 96)}…"`;
-}
-
 /** Where an error of a tensor in a file is. */
 export function tensorPlace(file: string, name: string): string {
   return `safetensors ${file}, tensor ${quoted(name)}`;
-}
-
-const NUMBER = /-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
-const ESCAPES: Record<string, string> = {
-  '"': '"',
-  '\\': '\\',
-  '/': '/',
-  b: '\b',
-  f: '\f',
-  n: '\n',
-  r: '\r',
-  t: '\t',
-};
-
-/**
- * Reads the JSON of a header: only what the format allows, and nothing that JSON.parse would hide
- * (names given twice, `2.0` for 2, integers that a double cannot hold).
- */
-class Scanner {
-  #at = 0;
-
-  constructor(
-    readonly text: string,
-    /** Where we are, for messages; the tensor's name is added while inside one. */
-    public place: string,
-  ) {}
-
-  fail(expected: string, received: string): Error {
-    return failure(this.place, expected, received);
-  }
-
-  /** What stands at the cursor, for messages. */
-  #here(): string {
-    const c = this.text[this.#at];
-    const where = `at character ${this.#at} of the header`;
-    if (c === undefined) return `the end of the header`;
-    if (c === '"') return `a string ${where}`;
-    if (c === '{') return `an object ${where}`;
-    if (c === '[') return `an array ${where}`;
-    const word = /[-+.\w]+/y;
-    word.lastIndex = this.#at;
-    return `${word.exec(this.text)?.[0].slice(0, 40) ?? JSON.stringify(c)} ${where}`;
-  }
-
-  space(): void {
-    for (;;) {
-      const c = this.text.charCodeAt(this.#at);
-      if (c !== 0x20 && c !== 0x0a && c !== 0x0d && c !== 0x09) return;
-      this.#at++;
-    }
-  }
-
-  /** Takes `c` if it is next. */
-  take(c: string): boolean {
-    this.space();
-    if (this.text[this.#at] !== c) return false;
-    this.#at++;
-    return true;
-  }
-
-  need(c: string, what: string): void {
-    if (!this.take(c)) throw this.fail(`${what}`, this.#here());
-  }
-
-  end(): void {
-    this.space();
-    if (this.#at < this.text.length) {
-      throw this.fail('only spaces after the header object', this.#here());
-    }
-  }
-
-  string(what: string): string {
-    this.space();
-    if (this.text[this.#at] !== '"') throw this.fail(what, this.#here());
-    const start = ++this.#at;
-    let out = '';
-    let from = start;
-    for (;;) {
-      const c = this.text.charCodeAt(this.#at);
-      if (Number.isNaN(c))
-        throw this.fail(`${what} with its closing quote`, 'the end of the header');
-      if (c < 0x20) {
-        throw this.fail(
-          `${what} without raw control characters`,
-          `U+${c.toString(16).padStart(4, '0').toUpperCase()} at character ${this.#at}`,
-        );
-      }
-      if (c === 0x22) {
-        out += this.text.slice(from, this.#at++);
-        return out;
-      }
-      if (c === 0x5c) {
-        out += this.text.slice(from, this.#at) + this.#escape(what);
-        from = this.#at;
-      } else this.#at++;
-    }
-  }
-
-  #escape(what: string): string {
-    const start = this.#at;
-    const kind = this.text[start + 1] ?? '';
-    this.#at += 2;
-    const simple = Object.hasOwn(ESCAPES, kind) ? ESCAPES[kind] : undefined;
-    if (simple !== undefined) return simple;
-    const first = kind === 'u' ? this.#hex() : undefined;
-    if (first === undefined) {
-      throw this.fail(`${what} with valid escapes`, quoted(this.text.slice(start, start + 6)));
-    }
-    if (first < 0xd800 || first > 0xdfff) return String.fromCharCode(first);
-    let second: number | undefined;
-    if (first < 0xdc00 && this.text.startsWith('\\u', this.#at)) {
-      this.#at += 2;
-      second = this.#hex();
-    }
-    if (second === undefined || second < 0xdc00 || second > 0xdfff) {
-      throw this.fail(
-        `${what} whose surrogates come in pairs`,
-        `the escape ${this.text.slice(start, start + 6)} alone`,
-      );
-    }
-    return String.fromCharCode(first, second);
-  }
-
-  #hex(): number | undefined {
-    const digits = this.text.slice(this.#at, this.#at + 4);
-    if (!/^[0-9a-fA-F]{4}$/.test(digits)) return undefined;
-    this.#at += 4;
-    return Number.parseInt(digits, 16);
-  }
-
-  /** A whole number of 0 or more, in plain digits, that a double holds exactly. */
-  integer(what: string): number {
-    this.space();
-    NUMBER.lastIndex = this.#at;
-    const text = NUMBER.exec(this.text)?.[0];
-    if (text === undefined) throw this.fail(`${what} to be a whole number`, this.#here());
-    const shown = text.length > 40 ? `${text.slice(0, 40)}…` : text;
-    if (text.startsWith('-')) throw this.fail(`${what} of 0 or more`, shown);
-    if (!/^\d+$/.test(text)) {
-      throw this.fail(`${what} in digits alone, without fraction or exponent`, shown);
-    }
-    if (text.length > 1 && text.startsWith('0')) {
-      throw this.fail(`${what} without leading zeros`, shown);
-    }
-    const value = Number(text);
-    if (!Number.isSafeInteger(value)) throw this.fail(`${what} of at most 2^53 - 1`, shown);
-    this.#at += text.length;
-    return value;
-  }
-
-  /** An array of whole numbers. */
-  integers(what: string): number[] {
-    this.need('[', `${what} to be an array`);
-    const out: number[] = [];
-    if (this.take(']')) return out;
-    do out.push(this.integer(`each number of ${what}`));
-    while (this.take(','));
-    this.need(']', `"," or "]" in ${what}`);
-    return out;
-  }
-
-  /** The members of an object, each name once; `member` reads the value. */
-  object(what: string, member: (name: string) => void, nameWhat: string): void {
-    this.need('{', `${what} to be an object`);
-    if (this.take('}')) return;
-    const seen = new Set<string>();
-    do {
-      const name = this.string(nameWhat);
-      if (seen.has(name)) throw this.fail(`each ${nameWhat} once`, `${quoted(name)} twice`);
-      seen.add(name);
-      this.need(':', `":" after ${quoted(name)}`);
-      member(name);
-    } while (this.take(','));
-    this.need('}', `"," or "}" in ${what}`);
-  }
 }
 
 interface RawEntry {
@@ -275,7 +97,7 @@ interface RawEntry {
   end: number;
 }
 
-function scanDType(scanner: Scanner): FileDType {
+function scanDType(scanner: JsonScanner): FileDType {
   const dtype = scanner.string('dtype to be a string');
   if (!Object.hasOwn(BITS, dtype)) {
     throw scanner.fail(`dtype to be one of ${FILE_DTYPES.join(', ')}`, quoted(dtype));
@@ -283,7 +105,7 @@ function scanDType(scanner: Scanner): FileDType {
   return dtype as FileDType;
 }
 
-function scanTensor(scanner: Scanner, name: string): RawEntry {
+function scanTensor(scanner: JsonScanner, name: string): RawEntry {
   let dtype: FileDType | undefined;
   let shape: number[] | undefined;
   let offsets: number[] | undefined;
@@ -388,7 +210,7 @@ function headerText(file: string, bytes: Uint8Array): string {
  */
 export function parseHeader(file: string, header: Uint8Array, fileBytes: number): Header {
   const place = `safetensors ${file}`;
-  const scanner = new Scanner(headerText(file, header), place);
+  const scanner = new JsonScanner(headerText(file, header), place, 'the header');
   const metadata = new Map<string, string>();
   const entries: RawEntry[] = [];
   scanner.object(
