@@ -66,9 +66,15 @@ export {
   generateBatch,
   type SamplingOptions,
 } from './models/generate.js';
-export { type Gpt2Config, Gpt2LMHeadModel, gpt2Config } from './models/gpt2.js';
+export {
+  type Gpt2Config,
+  Gpt2ForSequenceClassification,
+  Gpt2LMHeadModel,
+  gpt2Config,
+} from './models/gpt2.js';
 export { randomParameters } from './models/init.js';
-export { type LlamaConfig, LlamaForCausalLM, llamaConfig } from './models/llama.js';
+export { LlamaForCausalLM, LlamaForSequenceClassification } from './models/llama.js';
+export { type LlamaConfig, llamaConfig } from './models/llama-config.js';
 export {
   buildCausalLM,
   buildModel,

@@ -1,7 +1,7 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { readConfig } from '../src/models/config.js';
-import { llamaConfig } from '../src/models/llama.js';
+import { llamaConfig } from '../src/models/llama-config.js';
 import { type RopeFrequencies, readRope } from '../src/models/rope.js';
 import { TINY, tinyConfig } from './support/tiny.js';
 

@@ -17,15 +17,15 @@ import { readActivation } from './activations.js';
 import { layerDropout, modelAttention } from './attention.js';
 import {
   firstTokens,
-  PROBLEM_TYPES,
   type ProblemType,
   type SequenceBatch,
   SequenceClassifier,
 } from './classifier.js';
 import { readConfig } from './config.js';
+import { type LabelConfig, readLabels } from './score.js';
 
 /** The settings of config.json that shape a BERT or RoBERTa classifier. */
-export interface BertConfig {
+export interface BertConfig extends LabelConfig {
   readonly modelType: 'bert' | 'roberta';
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -39,8 +39,6 @@ export interface BertConfig {
   readonly activation: (x: Tensor) => Tensor;
   /** The id of padding; RoBERTa counts positions over all others. */
   readonly padId: number;
-  readonly labelCount: number;
-  readonly problemType: ProblemType | null;
   readonly hiddenDropout: number;
   readonly attentionDropout: number;
   readonly classifierDropout: number;
@@ -71,8 +69,6 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
   const hiddenSize = c.count('hidden_size', 768);
   const heads = c.count('num_attention_heads', 12);
   c.check(hiddenSize % heads === 0, 'hidden_size a multiple of num_attention_heads');
-  const problem = c.optionalText('problem_type');
-  if (problem !== undefined) c.only('problem_type', PROBLEM_TYPES);
   const roberta = modelType === 'roberta';
   const hiddenDropout = c.dropout('hidden_dropout_prob', 0.1);
   return {
@@ -87,9 +83,7 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
     normEps: c.number('layer_norm_eps', 1e-12),
     activation: readActivation(c, 'hidden_act', 'gelu'),
     padId: c.optionalNumber('pad_token_id') ?? (roberta ? ROBERTA_PAD : 0),
-    // transformers writes the labels' names rather than their number; two if it writes neither.
-    labelCount: c.size('id2label') ?? c.count('num_labels', 2),
-    problemType: (problem as ProblemType | undefined) ?? null,
+    ...readLabels(c),
     hiddenDropout,
     attentionDropout: c.dropout('attention_probs_dropout_prob', 0.1),
     classifierDropout: c.optionalNumber('classifier_dropout') ?? hiddenDropout,

@@ -138,6 +138,11 @@ export abstract class CausalLM extends Module {
   /** A cache for `batch` sequences of at most `positions` positions. */
   abstract makeCache(batch: number, positions: number): KvCache;
 
+  /** The most positions that a pass without a cache takes. */
+  get positionLimit(): number {
+    return this.maxPositions;
+  }
+
   /** Sequences up to this length may use a cache: in longer ones all earlier keys change. */
   get cacheablePositions(): number {
     return this.maxPositions;
@@ -149,7 +154,7 @@ export abstract class CausalLM extends Module {
     checkBatch(batch, this.vocabSize);
     const positions = countedPositions(batch, cache?.counts);
     const longest = positions.reduce((n, p) => Math.max(n, p), 0) + 1;
-    const most = cache ? this.cacheablePositions : this.maxPositions;
+    const most = cache ? this.cacheablePositions : this.positionLimit;
     if (longest > most) throw failure('model', `at most ${most} positions`, `${longest}`);
     const { backend } = this;
     const past = cache?.length ?? 0;

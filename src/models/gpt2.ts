@@ -16,6 +16,7 @@ import { readActivation } from './activations.js';
 import { cachedAttention, layerDropout } from './attention.js';
 import { type BodyInput, CausalLM, KvCache } from './causal-lm.js';
 import { readConfig } from './config.js';
+import { ScoreClassifier, type ScoreConfig } from './score.js';
 
 /** The settings of config.json that shape a GPT-2 model. */
 export interface Gpt2Config {
@@ -76,6 +77,7 @@ export function gpt2TensorName(
 ): string | null {
   if (/(^|\.)attn\.(masked_)?bias$/.test(name)) return null;
   if (name === 'lm_head.weight') return config.tie_word_embeddings === false ? name : null;
+  if (name === 'score.weight') return name;
   return name.startsWith('transformer.') ? name : `transformer.${name}`;
 }
 
@@ -203,6 +205,8 @@ export class Gpt2LMHeadModel extends CausalLM {
   readonly transformer: Transformer;
   /** Null where the head is the embedding's table. */
   lm_head: Dense | null;
+  /** The base's table: a tied head stays what it is while an adapter has an embedding of its own. */
+  readonly #table: Tensor;
 
   constructor(
     readonly config: Gpt2Config,
@@ -210,13 +214,14 @@ export class Gpt2LMHeadModel extends CausalLM {
   ) {
     super();
     this.transformer = new Transformer(source, config);
+    this.#table = this.transformer.wte.weight;
     this.lm_head = config.tiedHead
       ? null
       : Linear.from(source, 'lm_head', config.vocabSize, config.hiddenSize);
   }
 
   get backend(): Backend {
-    return this.transformer.wte.weight.backend;
+    return this.transformer.ln_f.weight.backend;
   }
 
   get vocabSize(): number {
@@ -232,13 +237,43 @@ export class Gpt2LMHeadModel extends CausalLM {
   }
 
   protected head(hidden: Tensor): Tensor {
-    return this.lm_head
-      ? this.lm_head.forward(hidden)
-      : linear(hidden, this.transformer.wte.weight);
+    return this.lm_head ? this.lm_head.forward(hidden) : linear(hidden, this.#table);
   }
 
   makeCache(batch: number, positions: number): KvCache {
     const { layers, heads, hiddenSize } = this.config;
     return new KvCache(this.backend, layers, [batch, positions, heads, hiddenSize / heads]);
+  }
+}
+
+/** The same body with a head that scores sequences by their last token. */
+export class Gpt2ForSequenceClassification extends ScoreClassifier {
+  readonly transformer: Transformer;
+  score: Dense;
+
+  constructor(
+    readonly config: Gpt2Config,
+    scoring: ScoreConfig,
+    source: ParameterSource,
+  ) {
+    super(scoring);
+    this.transformer = new Transformer(source, config);
+    this.score = Linear.from(source, 'score', scoring.labelCount, config.hiddenSize);
+  }
+
+  get backend(): Backend {
+    return this.transformer.ln_f.weight.backend;
+  }
+
+  get vocabSize(): number {
+    return this.config.vocabSize;
+  }
+
+  get maxPositions(): number {
+    return this.config.maxPositions;
+  }
+
+  protected body(input: BodyInput): Tensor {
+    return this.transformer.forward(input);
   }
 }

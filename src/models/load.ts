@@ -15,9 +15,17 @@ import {
 } from './bert.js';
 import { CausalLM } from './causal-lm.js';
 import type { SequenceClassifier } from './classifier.js';
-import { Gpt2LMHeadModel, gpt2Config, gpt2TensorName } from './gpt2.js';
+import { readConfig } from './config.js';
+import {
+  Gpt2ForSequenceClassification,
+  Gpt2LMHeadModel,
+  gpt2Config,
+  gpt2TensorName,
+} from './gpt2.js';
 import { type ClassifierHead, headConfig, inHead, newModules, newParameters } from './head.js';
-import { LLAMA_FAMILY, LlamaForCausalLM, llamaConfig } from './llama.js';
+import { LlamaForCausalLM, LlamaForSequenceClassification } from './llama.js';
+import { LLAMA_FAMILY, llamaConfig, llamaTensorName } from './llama-config.js';
+import { readScore, scoresSequences } from './score.js';
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -29,19 +37,32 @@ export interface Architecture {
   build(config: Json, source: ParameterSource): Model;
   /** The model's name of a tensor of a checkpoint; null for one that is known and not needed. */
   tensorName?(name: string, config: Json): string | null;
+  /** The table that a tied head is, where there may be one. */
+  readonly table?: string;
 }
 
 const LLAMA: Architecture = {
-  build: (config, source) => new LlamaForCausalLM(llamaConfig(config), source),
-  tensorName: (name, config) => {
-    if (name === 'lm_head.weight' && config.tie_word_embeddings === true) return null;
-    return name.endsWith('.rotary_emb.inv_freq') ? null : name;
+  build: (json, source) => {
+    const c = readConfig(json, String(json.model_type));
+    const config = llamaConfig(json);
+    return scoresSequences(c)
+      ? new LlamaForSequenceClassification(config, readScore(c), source)
+      : new LlamaForCausalLM(config, source);
   },
+  tensorName: llamaTensorName,
+  table: 'model.embed_tokens.weight',
 };
 
 const GPT2: Architecture = {
-  build: (config, source) => new Gpt2LMHeadModel(gpt2Config(config), source),
+  build: (json, source) => {
+    const c = readConfig(json, 'gpt2');
+    const config = gpt2Config(json);
+    return scoresSequences(c)
+      ? new Gpt2ForSequenceClassification(config, readScore(c), source)
+      : new Gpt2LMHeadModel(config, source);
+  },
   tensorName: gpt2TensorName,
+  table: 'transformer.wte.weight',
 };
 
 const BERT: Architecture = {
@@ -157,7 +178,7 @@ function open(dir: string, options: LoadModelOptions): Model {
   const checkpoint = openCheckpoint(dir);
   const { head } = options;
   const config = head ? headConfig(checkpoint.config, head) : checkpoint.config;
-  const { tensorName } = architectureOf(config);
+  const { tensorName, table } = architectureOf(config);
   const backend =
     typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
   // The checkpoint's name of each tensor by the model's.
@@ -166,6 +187,7 @@ function open(dir: string, options: LoadModelOptions): Model {
     const own = tensorName ? tensorName(name, config) : name;
     if (own !== null && !(head?.seed !== undefined && inHead(own))) stored.set(own, name);
   }
+  if (table && !stored.has('lm_head.weight')) checkTied(checkpoint, stored.get(table));
   const source = checkpointSource(checkpoint, backend, options);
   const fresh = freshSource(checkpoint, backend, config, options);
   const left = new Map(stored);
@@ -180,6 +202,19 @@ function open(dir: string, options: LoadModelOptions): Model {
     `model ${dir}`,
     `only tensors of a ${config.model_type} model`,
     `${left.size} others: ${some}${left.size > 5 ? ', …' : ''}`,
+  );
+}
+
+/** A head that config.json ties to the table, if it is written as well, must be the same. */
+function checkTied(checkpoint: Checkpoint, table: string | undefined): void {
+  const head = 'lm_head.weight';
+  if (table === undefined || !checkpoint.has(head)) return;
+  if (Buffer.compare(checkpoint.bytes(head), checkpoint.bytes(table)) === 0) return;
+  throw failure(
+    `model ${checkpoint.dir}`,
+    `${head} equal to ${table}, as tie_word_embeddings says`,
+    'another',
+    'Set tie_word_embeddings to false in config.json for a head of its own',
   );
 }
 
