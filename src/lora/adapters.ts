@@ -245,6 +245,17 @@ export class LoraAdapters {
     };
   }
 
+  /** Names of the base's parameters that merging these adapters changes; nothing is computed. */
+  changedBy(names: Iterable<string>): Set<string> {
+    const out = new Set<string>();
+    for (const name of names) {
+      this.#known(name);
+      for (const branch of this.#branches(name)) out.add(`${branch.path}.weight`);
+      for (const parameter of this.#saved.tensors(name).keys()) out.add(parameter);
+    }
+    return out;
+  }
+
   /** The names and weights of a merge, checked. */
   #mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number> {
     const weights = mergeWeights(adapters);
