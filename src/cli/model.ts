@@ -11,11 +11,13 @@ export interface ModelFlags extends CommonOptions {
   readonly threads?: number;
 }
 
+const ADAPTER = 'a PEFT adapter of the model: a directory, or org/name[@revision]';
+
 /** Adds the options that choose a model, an adapter and where they run. */
 export function modelOptions(c: Command, adapter: 'optional' | 'required'): Command {
-  needs(c, '--model <dir>', 'the model: config.json, safetensors, tokenizer.json');
-  if (adapter === 'required') return needs(c, '--adapter <dir>', 'a PEFT adapter of the model');
-  return c.option('--adapter <dir>', 'a PEFT adapter of the model');
+  needs(c, '--model <dir>', 'the model: a directory, or org/name[@revision] of the Hub');
+  if (adapter === 'required') return needs(c, '--adapter <dir>', ADAPTER);
+  return c.option('--adapter <dir>', ADAPTER);
 }
 
 /** Adds the options that say on what to compute. */
@@ -38,12 +40,19 @@ export type Resolved<F extends Named> = F & {
 };
 
 /**
- * The directory of a model or adapter given as a path or as `org/name[@revision]`.
+ * The directory of a model or adapter given as a path or as `org/name[@revision]`: cached, or else
+ * downloaded, which is shown on standard error.
  * @throws where there is neither
  */
 export async function resolveDir(name: string, kind: 'model' | 'adapter'): Promise<string> {
   const { resolveModel } = await import('../io/hub.js');
-  return resolveModel(name, { kind });
+  const { downloadView } = await import('./download-view.js');
+  const view = await downloadView();
+  try {
+    return await resolveModel(name, { kind, onEvent: view.show });
+  } finally {
+    view.end();
+  }
 }
 
 /** The same options with `model` and `adapter` as directories; see {@link resolveDir}. */

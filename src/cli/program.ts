@@ -7,6 +7,7 @@ import { generateCommand } from './generate.js';
 import { mergeCommand } from './merge.js';
 import { packageVersion, Stopped, stopListening, UsageError } from './output.js';
 import { pretrainCommand } from './pretrain.js';
+import { pullCommand } from './pull.js';
 import { trainCommand } from './train.js';
 
 const HELP = `
@@ -31,6 +32,7 @@ export function makeProgram(): Command {
     generateCommand(),
     evalCommand(),
     mergeCommand(),
+    pullCommand(),
     pretrainCommand(),
     demoCommand(),
     buildCommand(),

@@ -61,7 +61,7 @@ export function hubCacheDir(env: Env = process.env): string {
 }
 
 /** Whether a variable says yes, as huggingface_hub reads it. */
-function isYes(value: string | undefined): boolean {
+export function isYes(value: string | undefined): boolean {
   return ['1', 'ON', 'YES', 'TRUE'].includes((value ?? '').toUpperCase());
 }
 

@@ -6,50 +6,122 @@ import {
   type HubId,
   type HubKind,
   hubCacheDir,
+  hubEndpoint,
   hubOffline,
+  hubToken,
   isRevision,
   parseHubId,
 } from './hub-cache.js';
+import type { Downloaded, HubEvent } from './hub-download.js';
 import { quoted } from './safetensors-header.js';
 
 export type { HubKind } from './hub-cache.js';
+export type { Downloaded, HubEvent } from './hub-download.js';
 
-/** How {@link resolveModel} looks. */
-export interface ResolveOptions {
+/** Where {@link pullModel} and {@link resolveModel} look, and whom they tell. */
+export interface HubOptions {
   /** What the directory must hold; default either. */
   readonly kind?: HubKind;
-  /** The cache folder; default Hugging Face's own. */
+  /** The cache folder; default Hugging Face's own: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME. */
   readonly cacheDir?: string;
+  /** The Hub's address; default HF_ENDPOINT or https://huggingface.co. */
+  readonly endpoint?: string;
+  /** Default HF_TOKEN, or the file that `hf auth login` writes. */
+  readonly token?: string;
   /** Never use the network; default as HF_HUB_OFFLINE says. */
   readonly offline?: boolean;
+  /** Told what is downloaded. */
+  readonly onEvent?: (event: HubEvent) => void;
+  /** Ends a download; what came stays, and the next one goes on from there. */
+  readonly signal?: AbortSignal;
 }
 
 /**
- * The directory of a model or adapter: a local path wins; `org/name[@revision]` is looked up in
- * Hugging Face's cache.
+ * Downloads a model or adapter of the Hub into Hugging Face's cache, and answers where it lies.
+ * A branch is looked up anew; only files that are needed and not there are fetched. Offline it
+ * answers with what is cached.
+ * @param id `org/name` or `org/name@revision` (a branch, a tag, a commit)
+ * @throws where the network, the repository, the revision, access or space is missing
+ */
+export async function pullModel(id: string, options: HubOptions = {}): Promise<Downloaded> {
+  const parsed = parseHubId(id);
+  if (!parsed) {
+    const rule = 'a repository as org/name or org/name@revision';
+    throw failure('hub', rule, quoted(id), nameHint(id));
+  }
+  const { cacheDir = hubCacheDir(), kind = 'either' } = options;
+  if (options.offline ?? hubOffline()) {
+    const found = cachedSnapshot(cacheDir, parsed, kind);
+    if (!found?.weights) throw notCached(parsed, cacheDir);
+    return { dir: found.dir, commit: found.commit, files: 0, bytes: 0, received: 0 };
+  }
+  return download(parsed, options);
+}
+
+async function download(id: HubId, options: HubOptions): Promise<Downloaded> {
+  const { downloadRepository } = await import('./hub-download.js');
+  return downloadRepository({
+    id,
+    kind: options.kind ?? 'either',
+    cacheDir: options.cacheDir ?? hubCacheDir(),
+    endpoint: options.endpoint ?? hubEndpoint(),
+    token: options.token ?? hubToken(),
+    onEvent: options.onEvent ?? (() => {}),
+    ...(options.signal ? { signal: options.signal } : {}),
+  });
+}
+
+/**
+ * The directory of a model or adapter. A local path wins; else `org/name[@revision]` is taken from
+ * Hugging Face's cache without asking the network, and downloaded where it is not there. A name
+ * without `org/` is never downloaded.
  * @throws where there is neither, naming both readings
  */
-export async function resolveModel(idOrDir: string, options: ResolveOptions = {}): Promise<string> {
+export async function resolveModel(idOrDir: string, options: HubOptions = {}): Promise<string> {
   if (existsSync(idOrDir)) return idOrDir;
   const { kind = 'either', cacheDir = hubCacheDir() } = options;
   const id = parseHubId(idOrDir);
-  if (!id) throw missingFile(kind, idOrDir, howToName(idOrDir));
+  const what = kind === 'either' ? 'model' : kind;
+  if (!id) throw missingFile(what, idOrDir, nameHint(idOrDir));
   const cached = cachedSnapshot(cacheDir, id, kind);
-  if (cached?.weights) return cached.dir;
-  throw notThere(idOrDir, id, cacheDir, options.offline ?? hubOffline());
+  if (cached?.weights && cached.tokenizer) return cached.dir;
+  try {
+    if (!id.name.includes('/')) throw bareName(what, idOrDir);
+    if (options.offline ?? hubOffline()) throw notCached(id, cacheDir);
+    return (await download(id, options)).dir;
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    // Whoever has the weights may need no tokenizer; whoever does will say so.
+    if (cached?.weights) return cached.dir;
+    if (!(error instanceof Error) || !id.name.includes('/')) throw error;
+    const text = `${error.message}. As a path: there is no ${quoted(idOrDir)} here`;
+    throw new Error(text, { cause: error });
+  }
 }
 
-function howToName(text: string): string {
+function nameHint(text: string): string {
   const at = text.indexOf('@');
-  if (at > 0 && !isRevision(text.slice(at + 1))) return 'Of the Hub: org/name@revision';
-  return 'Give a directory, or a model of the Hub as org/name';
+  if (at > 0 && !isRevision(text.slice(at + 1))) {
+    return 'A revision is a branch, a tag or a commit: org/name@main';
+  }
+  return 'A model of the Hub is named org/name';
 }
 
-function notThere(text: string, id: HubId, cacheDir: string, offline: boolean): Error {
+function bareName(what: string, name: string): Error {
   return failure(
-    'model',
-    `a directory ${quoted(text)}, or a model ${id.name} of the Hub in ${cacheDir}`,
-    'neither',
-    offline ? 'HF_HUB_OFFLINE forbids to download it' : '',
+    what,
+    `a directory, or org/name of the Hub`,
+    `${quoted(name)}: no such directory here, and no org in front`,
+    `If it is the name of an old repository, lowrank pull ${name} brings it`,
+  );
+}
+
+function notCached(id: HubId, cacheDir: string): Error {
+  const { name, revision } = id;
+  return failure(
+    `hub ${name}`,
+    `${revision === 'main' ? 'it' : `revision ${revision}`} in the cache ${cacheDir}`,
+    'none with its weights there, and HF_HUB_OFFLINE forbids the network',
+    `Unset it, or run lowrank pull ${name} where there is one and copy the cache folder`,
   );
 }
