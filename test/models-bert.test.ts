@@ -62,7 +62,7 @@ test('config.json: defaults, labels, and what is refused', () => {
   assert.is(bertTensorName('bert.x.LayerNorm.gamma', BERT), 'bert.x.LayerNorm.weight');
   assert.throws(
     () => buildCausalLM(CONFIG, tinySource(TINY, reference)),
-    /one that predicts the next token, received a classifier \(roberta\)/,
+    /one that predicts the next token, received a classifier of sequences \(roberta\)/,
   );
 });
 

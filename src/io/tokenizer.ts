@@ -1,14 +1,16 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import * as tokenizers from '@huggingface/tokenizers';
-import { failure } from '../tensor/errors.js';
+import { failure, onlyKnown } from '../tensor/errors.js';
 import { readJsonObject } from './files.js';
+import { HUB_SETTINGS, type LocateOptions, locate } from './locate.js';
 import {
   type EncodedSequence,
   fillTemplate,
   readTemplate,
   type SequenceTemplate,
 } from './sequence-template.js';
+import { specialIds } from './special-ids.js';
 
 export interface EncodeOptions {
   /** Add what the tokenizer's template adds (a beginning-of-sequence token, say). Default true. */
@@ -18,6 +20,27 @@ export interface EncodeOptions {
 export interface DecodeOptions {
   /** Leave special tokens out of the text. Default true. */
   readonly skipSpecialTokens?: boolean;
+}
+
+/** Settings of `encodeBatch`. */
+export interface EncodeBatchOptions {
+  /** The most tokens of a row; longer ones are cut. Default any number. */
+  readonly maxLength?: number;
+  /** The least tokens of a row, padding included. Default as many as the longest row has. */
+  readonly padTo?: number;
+}
+
+/** Texts as a batch; row-major [B, T]. */
+export interface EncodedBatch {
+  readonly inputIds: Int32Array;
+  /** 1 where a token counts, 0 at padding. */
+  readonly attentionMask: Uint8Array;
+  /** Which text of a pair each token is of; only where one is of the second. */
+  readonly tokenTypeIds?: Int32Array;
+  /** B. */
+  readonly batch: number;
+  /** T. */
+  readonly length: number;
 }
 
 type JsonObject = Record<string, unknown>;
@@ -161,6 +184,24 @@ export class Tokenizer {
   }
 
   /**
+   * Several texts, or pairs of texts, as one batch for a model's `forward`: each as
+   * {@link encodeSequence} makes it, padded on the right to the longest.
+   * @throws as {@link encodeSequence}, and when there is no text or one without any token
+   */
+  encodeBatch(
+    texts: readonly (string | readonly [string, string])[],
+    options: EncodeBatchOptions = {},
+  ): EncodedBatch {
+    onlyKnown('encodeBatch', options, ['maxLength', 'padTo']);
+    const rows = texts.map((t) =>
+      typeof t === 'string'
+        ? this.encodeSequence(t, null, options.maxLength)
+        : this.encodeSequence(t[0], t[1], options.maxLength),
+    );
+    return padded(rows, options.padTo ?? 0, this.padId ?? 0);
+  }
+
+  /**
    * The text of token ids.
    * @throws on an id that is not in the vocabulary
    */
@@ -210,6 +251,27 @@ export class Tokenizer {
   }
 }
 
+function padded(rows: readonly EncodedSequence[], padTo: number, padId: number): EncodedBatch {
+  if (rows.length === 0 || rows.some((r) => r.ids.length === 0)) {
+    throw failure(
+      'encodeBatch',
+      'texts of at least one token',
+      rows.length ? 'an empty one' : 'none',
+    );
+  }
+  const length = rows.reduce((n, r) => Math.max(n, r.ids.length), padTo);
+  const inputIds = new Int32Array(rows.length * length).fill(padId);
+  const attentionMask = new Uint8Array(inputIds.length);
+  const tokenTypeIds = new Int32Array(inputIds.length);
+  rows.forEach(({ ids, typeIds }, b) => {
+    inputIds.set(ids, b * length);
+    tokenTypeIds.set(typeIds, b * length);
+    attentionMask.fill(1, b * length, b * length + ids.length);
+  });
+  const types = tokenTypeIds.includes(1) ? { tokenTypeIds } : {};
+  return { inputIds, attentionMask, ...types, batch: rows.length, length };
+}
+
 const KINDS = ['BPE', 'WordPiece', 'Unigram', 'WordLevel'];
 
 function makeLibrary(json: JsonObject, settings: JsonObject, place: string): Library {
@@ -235,27 +297,21 @@ function makeLibrary(json: JsonObject, settings: JsonObject, place: string): Lib
   }
 }
 
-/** Ids under `<kind>_token_id` in a JSON file that may be missing. */
-function idsIn(path: string, kind: string): number[] {
-  if (!existsSync(path)) return [];
-  const value = readJsonObject(path, 'tokenizer')[`${kind}_token_id`];
-  if (value === undefined || value === null) return [];
-  const list = Array.isArray(value) ? value : [value];
-  for (const id of list) {
-    if (!Number.isInteger(id)) {
-      throw failure(
-        `tokenizer ${path}`,
-        `whole numbers in ${kind}_token_id`,
-        JSON.stringify(value),
-      );
-    }
-  }
-  // Some configs say -1 for "none".
-  return list.filter((id) => id >= 0);
+/**
+ * Reads the tokenizer of a model directory, or of a model of the Hugging Face Hub by
+ * `org/name[@revision]`; see {@link openTokenizer}.
+ * @throws where there is neither, on an unknown option, and as {@link openTokenizer} does
+ */
+export async function loadTokenizer(
+  dirOrId: string,
+  options: LocateOptions = {},
+): Promise<Tokenizer> {
+  onlyKnown('loadTokenizer', options, HUB_SETTINGS);
+  return openTokenizer(await locate(dirOrId, 'either', options));
 }
 
 /**
- * Reads the tokenizer of a model directory: `tokenizer.json`, with what `tokenizer_config.json`,
+ * Reads the tokenizer of a model directory, at once: `tokenizer.json`, with what `tokenizer_config.json`,
  * `special_tokens_map.json`, `generation_config.json` and `config.json` add where they are there.
  * @throws with the file's name when one is missing or malformed
  */
@@ -270,12 +326,7 @@ export function openTokenizer(dir: string): Tokenizer {
   for (const [key, value] of Object.entries(config)) {
     if (value !== null || !(key in settings)) settings[key] = value;
   }
-  const ids = (kind: string) => [
-    ...new Set([
-      ...idsIn(join(dir, 'generation_config.json'), kind),
-      ...idsIn(join(dir, 'config.json'), kind),
-    ]),
-  ];
+  const ids = (kind: string) => specialIds(dir, kind);
   const special = { bos: ids('bos'), eos: ids('eos'), pad: ids('pad') };
   return new Tokenizer(json, settings, special, `tokenizer ${path}`);
 }

@@ -1,10 +1,26 @@
+import { setImmediate } from 'node:timers/promises';
 import { scope } from '../autograd/index.js';
-import { Module } from '../nn/index.js';
 import { crossEntropy, embedding, reshape, scale } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { generate } from './generate.js';
+import {
+  type FlatInput,
+  type ForwardInput,
+  type ForwardOutput,
+  flatValues,
+  wholeNumbers,
+} from './inputs.js';
+import {
+  type IdOptions,
+  PretrainedModel,
+  type TextPromptOptions,
+  type TextStream,
+  type TokenStream,
+} from './pretrained.js';
+import { streamText } from './text.js';
 
 /** Token ids of several sequences, padded to one length; row-major [B, T]. */
 export interface TokenBatch {
@@ -122,13 +138,10 @@ export function countedPositions(batch: TokenBatch, past?: Int32Array): Int32Arr
   return out;
 }
 
+const DEFAULT_NEW_TOKENS = 100;
+
 /** A model that predicts the next token: a body that answers hidden states, and a head. */
-export abstract class CausalLM extends Module {
-  abstract readonly backend: Backend;
-  abstract readonly vocabSize: number;
-  /** The most positions it was made for. */
-  abstract readonly maxPositions: number;
-  /** PEFT's name of what it is for. */
+export abstract class CausalLM extends PretrainedModel {
   readonly peftTask = 'CAUSAL_LM';
 
   /** Hidden states [B, T, C] after the last norm. */
@@ -220,6 +233,55 @@ export abstract class CausalLM extends Module {
     });
     return { loss, tokens };
   }
+
+  protected override outputs(input: FlatInput): ForwardOutput {
+    const { labels, tokenTypeIds, ...rest } = input;
+    if (tokenTypeIds) throw failure('forward', 'no tokenTypeIds for a causal model', 'some');
+    if (labels === undefined) return { logits: this.logits(rest), loss: null };
+    const { batch: B, length: T } = input;
+    const targets = shiftLeft(tokenLabels(labels, input), B, T, this.vocabSize);
+    return scope(() => {
+      const logits = this.logits(rest);
+      const { backend } = this;
+      const ids = tensor(targets.ids, [B * T], { backend, dtype: 'i32' });
+      const flat = reshape(logits, [B * T, this.vocabSize]);
+      const sum = crossEntropy(flat, ids, { reduction: 'sum' });
+      return { logits, loss: scale(sum, 1 / Math.max(1, targets.count)) };
+    });
+  }
+
+  override generate(prompt: readonly number[] | Int32Array, options?: IdOptions): TokenStream;
+  override generate(prompt: string, options: TextPromptOptions): TextStream;
+  override generate(
+    prompt: string | readonly number[] | Int32Array,
+    options: IdOptions | TextPromptOptions = {},
+  ): TokenStream | TextStream {
+    const given = 'tokenizer' in options ? options : { ...options, tokenizer: undefined };
+    const { tokenizer, ...rest } = given;
+    if (typeof prompt === 'string') {
+      if (tokenizer) return unhurried(streamText(this, tokenizer, prompt, rest));
+      const wayOut = 'Or encode the text first: generate(tokenizer.encode(text))';
+      throw failure('generate', 'a tokenizer beside a prompt of text', 'none', wayOut);
+    }
+    if (tokenizer) throw failure('generate', 'a tokenizer only beside text', 'one beside ids');
+    const { maxNewTokens = DEFAULT_NEW_TOKENS, stopIds = this.origin?.eosIds ?? [] } = rest;
+    const ids = Array.from(wholeNumbers('generate prompt', prompt));
+    return unhurried(generate(this, ids, { ...rest, maxNewTokens, stopIds }));
+  }
+}
+
+/** Steps of a generation, between which other work runs. */
+async function* unhurried<T>(steps: Iterable<T>): AsyncGenerator<T, void, undefined> {
+  for (const step of steps) {
+    yield step;
+    await setImmediate();
+  }
+}
+
+/** A causal model's labels [B, T] as they are given to `forward`. */
+function tokenLabels(values: NonNullable<ForwardInput['labels']>, input: FlatInput): Int32Array {
+  const where = 'forward labels';
+  return wholeNumbers(where, flatValues(where, values, [input.batch, input.length]));
 }
 
 /** Rows of hidden states [B, T, C] by their place in [B·T], as [rows, C]. */
@@ -245,6 +307,17 @@ export function shiftedLabels(batch: TokenBatch): { rows: Int32Array; labels: In
     }
   }
   return { rows: Int32Array.from(rows), labels: Int32Array.from(values) };
+}
+
+/** What each position is to predict: the label after it, −100 at the end; and how many count. */
+function shiftLeft(labels: Int32Array, B: number, T: number, vocabSize: number) {
+  const wrong = labels.find((l) => l !== -100 && (l < 0 || l >= vocabSize));
+  if (wrong !== undefined) {
+    throw failure('forward labels', `ids of 0…${vocabSize - 1}, or −100`, String(wrong));
+  }
+  const ids = new Int32Array(B * T).fill(-100);
+  for (let b = 0; b < B; b++) ids.set(labels.subarray(b * T + 1, (b + 1) * T), b * T);
+  return { ids, count: ids.reduce((n, l) => n + (l === -100 ? 0 : 1), 0) };
 }
 
 function checkBatch(batch: TokenBatch, vocabSize: number): void {

@@ -1,11 +1,18 @@
 import { noGrad, scope } from '../autograd/index.js';
-import { Module } from '../nn/index.js';
 import { concat, crossEntropy, embedding, mul, reshape, scale, sub, sum } from '../ops/index.js';
-import type { Backend } from '../tensor/backend.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { LossResult } from './causal-lm.js';
+import {
+  type FlatInput,
+  type ForwardInput,
+  type ForwardOutput,
+  flatValues,
+  isRows,
+  wholeNumbers,
+} from './inputs.js';
+import { PretrainedModel } from './pretrained.js';
 
 /** Sequences to classify, padded to one length; row-major [B, T]. */
 export interface SequenceBatch {
@@ -33,15 +40,10 @@ export const PROBLEM_TYPES: readonly ProblemType[] = [
 ];
 
 /** A model that answers one row of scores a sequence. */
-export abstract class SequenceClassifier extends Module {
-  abstract readonly backend: Backend;
-  abstract readonly vocabSize: number;
-  /** The most tokens of a sequence. */
-  abstract readonly maxPositions: number;
+export abstract class SequenceClassifier extends PretrainedModel {
   abstract readonly labelCount: number;
   /** Null: regression with one label; else one class for whole-number labels, several for others. */
   abstract readonly problemType: ProblemType | null;
-  /** PEFT's name of what it is for. */
   readonly peftTask = 'SEQ_CLS';
 
   /** Scores [B, L]. */
@@ -53,11 +55,43 @@ export abstract class SequenceClassifier extends Module {
     return scope(() => this.scores(batch));
   }
 
-  /** Scores as plain numbers, a list a sequence, without a graph. */
-  predict(batch: SequenceBatch): number[][] {
-    const flat = noGrad(() => scope(() => this.logits(batch).toNumbers()));
+  /** Scores before any softmax as plain numbers, L of each sequence, without a graph. */
+  predict({ labels: _, ...input }: ForwardInput): number[][] {
+    const flat = noGrad(() => scope(() => this.forward(input).logits.toNumbers()));
     const L = this.labelCount;
-    return Array.from({ length: batch.batch }, (_, b) => flat.slice(b * L, (b + 1) * L));
+    return Array.from({ length: flat.length / L }, (_, b) => flat.slice(b * L, (b + 1) * L));
+  }
+
+  protected override outputs({ labels, ...input }: FlatInput): ForwardOutput {
+    if (labels === undefined) return { logits: this.logits(input), loss: null };
+    return scope(() => {
+      const { logits, loss } = this.#scored({ ...input, labels: this.#labels(labels, input) });
+      return { logits, loss };
+    });
+  }
+
+  /** Classes [B] as whole numbers, or values [B, L]; lists of rows are values, others classes. */
+  #labels(given: NonNullable<ForwardInput['labels']>, { batch: B }: FlatInput) {
+    const where = 'forward labels';
+    const values = isRows(given) || given instanceof Float32Array;
+    const example = values ? new Float32Array() : new Int32Array();
+    if (this.problemOf(example) !== 'single_label_classification') {
+      return Float32Array.from(flatValues(where, given, [B, this.labelCount]));
+    }
+    const classes = wholeNumbers(where, flatValues(where, given, [B, 1]));
+    const wrong = classes.find((c) => c !== -100 && (c < 0 || c >= this.labelCount));
+    if (wrong === undefined) return classes;
+    throw failure(where, `classes of 0…${this.labelCount - 1}, or −100`, String(wrong));
+  }
+
+  /** Does not generate. @throws always */
+  override generate(): never {
+    throw failure(
+      'generate',
+      'a model that predicts the next token',
+      'a classifier of sequences',
+      'forward() and predict() give its scores',
+    );
   }
 
   /** The kind of problem that these labels pose. */
@@ -69,12 +103,29 @@ export abstract class SequenceClassifier extends Module {
       : 'multi_label_classification';
   }
 
+  /** Labels of a batch that count for the loss: classes but −100, or all values. */
+  countLabels({ labels }: SequenceBatch): number {
+    if (!labels) return 0;
+    if (this.problemOf(labels) !== 'single_label_classification') return labels.length;
+    return Array.from(labels).filter((l) => l !== -100).length;
+  }
+
   /**
    * Cross-entropy, binary cross-entropy of each label or squared error, by the kind of problem;
    * summed and divided by `denominator`, by default the number of labels, so that it is a mean.
    * A class of −100 does not count. `tokens` of the result is the number of labels that count.
    */
   loss(batch: SequenceBatch, denominator?: number): LossResult {
+    let tokens = 0;
+    const loss = scope(() => {
+      const scored = this.#scored(batch, denominator);
+      tokens = scored.tokens;
+      return scored.loss;
+    });
+    return { loss, tokens };
+  }
+
+  #scored(batch: SequenceBatch, denominator?: number): LossResult & { logits: Tensor } {
     const { labels, batch: B } = batch;
     if (!labels) throw failure('loss', 'a batch with labels', 'none');
     const problem = this.problemOf(labels);
@@ -82,20 +133,15 @@ export abstract class SequenceClassifier extends Module {
     if (labels.length !== wanted.reduce((n, d) => n * d, 1)) {
       throw failure('loss', `labels ${shapeText(wanted)} for ${problem}`, `${labels.length}`);
     }
-    const tokens =
-      problem === 'single_label_classification'
-        ? Array.from(labels).filter((l) => l !== -100).length
-        : labels.length;
-    const loss = scope(() =>
-      scale(this.#summed(batch, labels, problem), 1 / Math.max(1, denominator ?? tokens)),
-    );
-    return { loss, tokens };
+    const tokens = this.countLabels(batch);
+    const logits = this.logits(batch);
+    const sum = this.#summed(logits, labels, problem);
+    return { logits, loss: scale(sum, 1 / Math.max(1, denominator ?? tokens)), tokens };
   }
 
-  #summed(batch: SequenceBatch, labels: Int32Array | Float32Array, problem: ProblemType): Tensor {
+  #summed(logits: Tensor, labels: Int32Array | Float32Array, problem: ProblemType): Tensor {
     const { backend } = this;
-    const { batch: B } = batch;
-    const logits = this.logits(batch);
+    const B = logits.shape[0] as number;
     if (problem === 'single_label_classification') {
       const classes = tensor(Int32Array.from(labels), [B], { backend, dtype: 'i32' });
       return crossEntropy(logits, classes, { reduction: 'sum' });

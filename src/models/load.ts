@@ -1,9 +1,11 @@
 import { setTrainable } from '../autograd/index.js';
 import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
+import { HUB_SETTINGS, type LocateOptions, locate, splitOptions } from '../io/locate.js';
+import { specialIds } from '../io/special-ids.js';
 import type { ParameterSource } from '../nn/index.js';
 import type { Backend } from '../tensor/backend.js';
 import type { DType } from '../tensor/dtype.js';
-import { failure, nearest } from '../tensor/errors.js';
+import { failure, nearest, onlyKnown } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -22,12 +24,23 @@ import {
   gpt2Config,
   gpt2TensorName,
 } from './gpt2.js';
-import { type ClassifierHead, headConfig, inHead, newModules, newParameters } from './head.js';
+import {
+  type ClassifierHead,
+  headConfig,
+  inHead,
+  newModules,
+  newParameters,
+  saveHead,
+} from './head.js';
 import { LlamaForCausalLM, LlamaForSequenceClassification } from './llama.js';
 import { LLAMA_FAMILY, llamaConfig, llamaTensorName } from './llama-config.js';
+import type { ModelOrigin } from './pretrained.js';
 import { readScore, scoresSequences } from './score.js';
 
 type Json = Readonly<Record<string, unknown>>;
+
+/** The weight of the layer that answers the vocabulary, in every architecture here. */
+const HEAD = 'lm_head.weight';
 
 /** Whatever a config.json may name. */
 export type Model = CausalLM | SequenceClassifier;
@@ -108,11 +121,13 @@ export function buildModel(config: Json, source: ParameterSource): Model {
   const { build } = architectureOf(config);
   const made: Tensor[] = [];
   try {
-    return build(config, (name, shape) => {
+    const model = build(config, (name, shape) => {
       const t = source(name, shape);
       made.push(t);
       return t;
     });
+    model.rebuild = (other) => buildModel(config, other);
+    return model;
   } catch (error) {
     for (const t of made) t.dispose();
     throw error;
@@ -128,7 +143,7 @@ export function buildCausalLM(config: Json, source: ParameterSource): CausalLM {
 function only(task: keyof TaskModels, model: Model, name: string): Model {
   const kinds = {
     'causal-lm': 'one that predicts the next token',
-    classification: 'one that classifies sequences',
+    classification: 'a classifier of sequences',
   };
   const own = model instanceof CausalLM ? 'causal-lm' : 'classification';
   if (own === task) return model;
@@ -157,18 +172,57 @@ export interface LoadModelOptions<T extends keyof TaskModels = keyof TaskModels>
   readonly trainable?: boolean;
   /** For a classifier: what it answers, where that is not what config.json says; a new head. */
   readonly head?: ClassifierHead;
+  /**
+   * Gives a head that is tied to the table of embeddings a tensor of its own, of the same numbers,
+   * so that an adapter may change either alone. Default false.
+   */
+  readonly untied?: boolean;
+}
+
+const SETTINGS: readonly string[] = Object.keys({
+  task: true,
+  backend: true,
+  dtype: true,
+  trainable: true,
+  head: true,
+  untied: true,
+} satisfies Record<keyof LoadModelOptions, true>);
+
+/** How {@link loadModel} loads. */
+export interface LoadByIdOptions<T extends keyof TaskModels = keyof TaskModels>
+  extends LoadModelOptions<T>,
+    LocateOptions {}
+
+/**
+ * Loads a model from a Hugging Face directory (`config.json`, safetensors) or from the Hugging Face
+ * Hub by `org/name[@revision]`. Frozen weights keep their dtype and stay in the mapped file where
+ * the backend can map it; nothing is computed.
+ *
+ *     const model = await loadModel('assets/base', { task: 'causal-lm' });
+ *
+ * @throws when there is no such model, an option is unknown, a tensor is missing or none of the
+ *   model's, the configuration is not supported, or the model is for another task
+ */
+export async function loadModel<T extends keyof TaskModels = keyof TaskModels>(
+  dirOrId: string,
+  options: LoadByIdOptions<T> = {},
+): Promise<TaskModels[T]> {
+  onlyKnown('loadModel', options, [...SETTINGS, ...HUB_SETTINGS]);
+  const { hub, rest } = splitOptions(options);
+  const model = openModel<T>(await locate(dirOrId, 'model', hub), rest);
+  if (model.origin) model.origin = { ...model.origin, name: dirOrId };
+  return model;
 }
 
 /**
- * Loads a Hugging Face model directory. Frozen weights keep their dtype and stay in the mapped
- * file where the backend can map it.
- * @throws when a tensor is missing or none of the model's, the configuration is not supported, or
- *   the model is for another task
+ * Loads a Hugging Face model directory as {@link loadModel} does, but at once.
+ * @throws as {@link loadModel}
  */
 export function openModel<T extends keyof TaskModels = keyof TaskModels>(
   dir: string,
   options: LoadModelOptions<T> = {},
 ): TaskModels[T] {
+  onlyKnown('openModel', options, SETTINGS);
   const model = open(dir, options);
   if (options.task === undefined) return model as TaskModels[T];
   return only(options.task, model, dir) as TaskModels[T];
@@ -177,25 +231,32 @@ export function openModel<T extends keyof TaskModels = keyof TaskModels>(
 function open(dir: string, options: LoadModelOptions): Model {
   const checkpoint = openCheckpoint(dir);
   const { head } = options;
-  const config = head ? headConfig(checkpoint.config, head) : checkpoint.config;
-  const { tensorName, table } = architectureOf(config);
+  const told = head ? headConfig(checkpoint.config, head) : checkpoint.config;
+  const { tensorName, table } = architectureOf(told);
   const backend =
     typeof options.backend === 'object' ? options.backend : getBackend(options.backend ?? 'auto');
   // The checkpoint's name of each tensor by the model's.
   const stored = new Map<string, string>();
   for (const name of checkpoint.tensors.keys()) {
-    const own = tensorName ? tensorName(name, config) : name;
+    const own = tensorName ? tensorName(name, told) : name;
     if (own !== null && !(head?.seed !== undefined && inHead(own))) stored.set(own, name);
   }
-  if (table && !stored.has('lm_head.weight')) checkTied(checkpoint, stored.get(table));
+  const tied = table !== undefined && !stored.has(HEAD) ? stored.get(table) : undefined;
+  checkTied(checkpoint, tied);
+  const untie = options.untied === true && tied !== undefined;
+  const config = untie ? { ...told, tie_word_embeddings: false } : told;
   const source = checkpointSource(checkpoint, backend, options);
   const fresh = freshSource(checkpoint, backend, config, options);
   const left = new Map(stored);
   const model = buildModel(config, (name, shape) => {
     left.delete(name);
-    return fresh(name, shape) ?? source(stored.get(name) ?? name, shape);
+    const from = untie && name === HEAD ? tied : stored.get(name);
+    return fresh(name, shape) ?? source(from ?? name, shape);
   });
-  if (left.size === 0) return model;
+  if (left.size === 0) {
+    model.origin = originOf(dir, config, head);
+    return model;
+  }
   model.dispose();
   const some = [...left.values()].slice(0, 5).join(', ');
   throw failure(
@@ -205,14 +266,19 @@ function open(dir: string, options: LoadModelOptions): Model {
   );
 }
 
+function originOf(dir: string, config: Json, head: ClassifierHead | undefined): ModelOrigin {
+  const eosIds = specialIds(dir, 'eos');
+  const beside = head ? { saveBeside: (to: string) => saveHead(to, head) } : {};
+  return { name: dir, dir, config, eosIds, ...beside };
+}
+
 /** A head that config.json ties to the table, if it is written as well, must be the same. */
 function checkTied(checkpoint: Checkpoint, table: string | undefined): void {
-  const head = 'lm_head.weight';
-  if (table === undefined || !checkpoint.has(head)) return;
-  if (Buffer.compare(checkpoint.bytes(head), checkpoint.bytes(table)) === 0) return;
+  if (table === undefined || !checkpoint.has(HEAD)) return;
+  if (Buffer.compare(checkpoint.bytes(HEAD), checkpoint.bytes(table)) === 0) return;
   throw failure(
     `model ${checkpoint.dir}`,
-    `${head} equal to ${table}, as tie_word_embeddings says`,
+    `${HEAD} equal to ${table}, as tie_word_embeddings says`,
     'another',
     'Set tie_word_embeddings to false in config.json for a head of its own',
   );

@@ -43,3 +43,15 @@ export function nearest(name: string, candidates: Iterable<string>, count = 3): 
     .slice(0, count)
     .map(([, c]) => c);
 }
+
+/**
+ * Throws unless every key of an object of settings is one of these.
+ * @param where the function whose settings they are
+ */
+export function onlyKnown(where: string, settings: object, known: readonly string[]): void {
+  for (const key of Object.keys(settings)) {
+    if (known.includes(key)) continue;
+    const near = nearest(key.replaceAll('_', ''), known, 1).join('');
+    throw failure(where, `settings of ${known.join(', ')}`, `"${key}"`, `Nearest: ${near}`);
+  }
+}
