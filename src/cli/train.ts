@@ -6,6 +6,8 @@ import type {
   LoraSettings,
   StartEvent,
 } from '../train/finetune.js';
+import { evaluationText } from './evaluation.js';
+import { type Resolved, resolveFlags } from './model.js';
 import {
   BACKEND_NAMES,
   bytesText,
@@ -13,7 +15,6 @@ import {
   command,
   commonOptions,
   countText,
-  lossText,
   memoryText,
   names,
   needs,
@@ -53,6 +54,8 @@ const EXAMPLES = [
   'lowrank train --model base --data train.jsonl --out adapter --epochs 3',
   'lowrank train --model base --data train.jsonl --eval test.jsonl --out adapter \\\n' +
     '      --rank 16 --target-modules qv --lr 1e-3 --steps 500 --eval-every 100',
+  'lowrank train --model roberta-base --data mrpc.jsonl --eval dev.jsonl --out mrpc \\\n' +
+    '      --target-modules qv --lr 4e-4 --epochs 30 --eval-every 500',
   'lowrank train --model base --data train.jsonl --out tuned --full --lr 5e-5',
   'lowrank train --model base --data train.jsonl --out adapter --epochs 3 --resume',
 ];
@@ -61,13 +64,19 @@ const SUMMARY = 'Fine-tune a model with LoRA on a JSON Lines file.';
 
 const DETAILS =
   'Lines have "text", or "prompt" and "completion" (only the completion is learned). The ' +
-  'adapter is written as PEFT writes it. Ctrl-C ends the run after the step under way and ' +
+  'adapter is written as PEFT writes it.\n\n' +
+  'A classifier (BERT, RoBERTa, or any model with --num-labels) learns "label": the name or ' +
+  'number of a class, a list of names or of 0 and 1, or a value, of "text" (and "text_pair"), or ' +
+  'of the fields of GLUE’s tasks: sentence; sentence1, sentence2; question, sentence; premise, ' +
+  'hypothesis; question1, question2. Labels are the model’s; a model without a head for ' +
+  'sequences gets a new one for the labels of the data, which the adapter holds whole.\n\n' +
+  'Ctrl-C ends the run after the step under way and ' +
   'saves; --resume goes on from there, bit for bit.';
 
 /** `lowrank train`. */
 export function trainCommand(): Command {
   const c = command('train', SUMMARY, DETAILS, EXAMPLES);
-  needs(c, '--model <dir>', 'the base model: config.json, safetensors, tokenizer.json');
+  needs(c, '--model <dir>', 'the base model: a directory, or org/name[@revision] of the Hub');
   needs(c, '--data <file>', 'training data, JSON Lines');
   needs(c, '--out <dir>', 'where the adapter is written')
     .option('--eval <file>', 'held-out data: the loss on it is shown before and after')
@@ -81,6 +90,18 @@ export function trainCommand(): Command {
     )
     .option('--dropout <p>', 'dropout on the adapter’s input (default: 0)', probability)
     .option('--init <how>', 'start of A: kaiming or gaussian (default: kaiming)', init)
+    .option(
+      '--num-labels <n>',
+      'give a classifier a new head of so many labels, those of the data (default: the model’s ' +
+        'own labels; where it has no head, as many as the data has)',
+      wholeNumber(1),
+    )
+    .option(
+      '--problem-type <type>',
+      'what labels are: single_label_classification, multi_label_classification or regression ' +
+        '(default: as config.json says, else as the data looks)',
+      problemType,
+    )
     .option('--lr <rate>', 'peak learning rate (default: 2e-4, with --full 2e-5)', positive)
     .addOption(
       new Option('--steps <n>', 'optimizer steps').argParser(wholeNumber(1)).conflicts('epochs'),
@@ -118,9 +139,14 @@ export function trainCommand(): Command {
 
 const probability = number('a number from 0 to below 1', (v) => v >= 0 && v < 1);
 const init = oneOf(['kaiming', 'gaussian'] as const);
+const problemType = oneOf([
+  'single_label_classification',
+  'multi_label_classification',
+  'regression',
+] as const);
 const schedule = oneOf(['constant', 'linear', 'cosine'] as const);
 
-function toOptions(flags: TrainFlags, signal: AbortSignal): FinetuneOptions {
+function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOptions {
   const { model, data, eval: evalFile, warmup, json: _, ...rest } = flags;
   const lora = Object.fromEntries(
     LORA.filter((key) => flags[key] !== undefined).map((key) => [key, flags[key]]),
@@ -140,11 +166,12 @@ async function runTrain(flags: TrainFlags): Promise<void> {
   if (flags.evalEvery !== undefined && flags.eval === undefined) {
     throw new UsageError('option --eval-every needs --eval <file>');
   }
+  const resolved = await resolveFlags(flags);
   const { finetune } = await import('../train/finetune.js');
   const view = new View(flags);
   const signal = stopSignal((line) => view.note(line));
   try {
-    for await (const event of finetune(toOptions(flags, signal))) {
+    for await (const event of finetune(toOptions(resolved, signal))) {
       if (flags.json) printJson(event);
       await view.show(event);
     }
@@ -177,7 +204,7 @@ class View {
         this.#progress?.note(`step ${event.step} changed nothing: ${event.skipped}`);
       }
     } else if (event.type === 'eval') {
-      this.#progress?.note(`evaluation at step ${event.step}: ${lossText(event)}`);
+      this.#progress?.note(`evaluation at step ${event.step}: ${evaluationText(event)}`);
     } else if (event.type === 'done') {
       this.close();
       this.#summary(event);
@@ -208,10 +235,11 @@ class View {
     const share = shareText(e);
     note(`${e.method === 'full' ? 'Full fine-tuning' : 'LoRA'} of ${e.modelDir} on ${e.backend}`);
     note(`${countText(e.trainableParameters)} trainable parameters, ${share}`);
+    if (e.labels) note(labelsText(e, e.labels));
+    const learned = e.labels ? plural(e.targets, 'label') : `${countText(e.targets)} of them`;
     note(
-      `${countText(e.examples)} sequences, ${countText(e.tokens)} tokens, ` +
-        `${countText(e.targets)} of them to learn; ${countText(e.steps)} steps of ` +
-        `${e.batchSize * e.accumulation} sequences`,
+      `${countText(e.examples)} sequences, ${countText(e.tokens)} tokens, ${learned} to learn; ` +
+        `${countText(e.steps)} steps of ${e.batchSize * e.accumulation} sequences`,
     );
     if (e.resumedFrom > 0 && e.resumedFrom < e.steps) note(`Going on after step ${e.resumedFrom}`);
     if (e.resumedFrom < e.steps) this.#progress = await showProgress(e.steps, e.resumedFrom);
@@ -231,8 +259,8 @@ class View {
       const { first, last } = e.trainLoss;
       say(`Train loss   ${first.toFixed(4)} → ${last.toFixed(4)} (first and last steps)`);
     }
-    if (e.before) say(`Eval before  ${lossText(e.before)}`);
-    if (e.after) say(`Eval after   ${lossText(e.after)}`);
+    if (e.before) say(`Eval before  ${evaluationText(e.before)}`);
+    if (e.after) say(`Eval after   ${evaluationText(e.after)}`);
     if (this.#skipped > 0)
       say(`Skipped      ${plural(this.#skipped, 'step')} that changed nothing`);
     say(`Peak memory  ${memoryText(e.memory)}`);
@@ -240,9 +268,20 @@ class View {
     const model =
       start.method === 'full'
         ? `--model ${start.out}`
-        : `--model ${start.modelDir} --adapter ${start.out}`;
-    say(`\nTry it: lowrank generate ${model} --prompt "…"`);
+        : `--model ${this.flags.model} --adapter ${start.out}`;
+    const use = start.labels ? `eval ${model} --data test.jsonl` : `generate ${model} --prompt "…"`;
+    say(`\nTry it: lowrank ${use}`);
   }
+}
+
+/** Labels that are named one by one. */
+const NAMED = 8;
+
+function labelsText(e: StartEvent, labels: readonly string[]): string {
+  const names = labels.slice(0, NAMED).join(', ');
+  const more = labels.length > NAMED ? ', …' : '';
+  const head = e.newHead ? 'A new head for' : 'The model’s head for';
+  return `${head} ${plural(labels.length, 'label')} (${names}${more}): ${e.problemType}`;
 }
 
 function shareText({ trainableParameters, totalParameters }: StartEvent): string {

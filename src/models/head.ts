@@ -22,6 +22,8 @@ export interface ClassifierHead {
   readonly labels: readonly string[];
   /** Null or left out: by the kind of the labels, as transformers has it. */
   readonly problemType?: ProblemType | null;
+  /** The id of padding, where config.json has none: the head of a causal model asks for it. */
+  readonly padId?: number;
   /**
    * Makes a new head, whose numbers follow from this seed, in place of the checkpoint's (which may
    * have none). Left out: the checkpoint's own.
@@ -47,31 +49,44 @@ export function labelsOf(config: Json): string[] {
 }
 
 /** The fields of a config.json that say what a classifier answers. */
-function labelFields({ labels, problemType }: ClassifierHead): Json {
+function labelFields({ labels, problemType, padId }: ClassifierHead): Json {
   return {
     num_labels: labels.length,
     id2label: Object.fromEntries(labels.map((name, i) => [String(i), name])),
     label2id: Object.fromEntries(labels.map((name, i) => [name, i])),
     ...(problemType ? { problem_type: problemType } : {}),
+    ...(padId === undefined ? {} : { pad_token_id: padId }),
   };
 }
 
-const ARCHITECTURES: Readonly<Record<string, string>> = {
-  bert: 'BertForSequenceClassification',
-  roberta: 'RobertaForSequenceClassification',
+/** The first part of `…ForSequenceClassification` by `model_type`, as transformers names them. */
+const FAMILIES: Readonly<Record<string, string>> = {
+  bert: 'Bert',
+  roberta: 'Roberta',
+  gpt2: 'GPT2',
+  llama: 'Llama',
+  mistral: 'Mistral',
+  qwen2: 'Qwen2',
+  qwen3: 'Qwen3',
 };
 
-/** Whether models of this config.json can classify sequences. */
-export function canClassify(config: Json): boolean {
-  return Object.hasOwn(ARCHITECTURES, String(config.model_type));
+const SUFFIX = 'ForSequenceClassification';
+
+/** Types that are encoders: here they do nothing but classify. */
+const ENCODERS: readonly unknown[] = ['bert', 'roberta'];
+
+/** Whether a config.json is of a classifier, or of an encoder that becomes one with a head. */
+export function isClassifier({ model_type, architectures }: Json): boolean {
+  if (ENCODERS.includes(model_type)) return true;
+  return Array.isArray(architectures) && architectures.some((a) => String(a).endsWith(SUFFIX));
 }
 
 /** The config.json of a classifier with this head. */
 export function headConfig(config: Json, head: ClassifierHead): Json {
   const { labels, problemType } = head;
-  if (!canClassify(config)) {
-    const expected = `a model of type ${Object.keys(ARCHITECTURES).join(' or ')} for a classifier`;
-    throw failure('head', expected, `"${config.model_type}"`);
+  const type = String(config.model_type);
+  if (!Object.hasOwn(FAMILIES, type)) {
+    throw failure('head', `a model of type ${Object.keys(FAMILIES).join(', ')}`, `"${type}"`);
   }
   if (labels.length === 0 || new Set(labels).size < labels.length) {
     throw failure('head labels', 'names of one label or more, each once', labels.join(', '));
@@ -79,7 +94,7 @@ export function headConfig(config: Json, head: ClassifierHead): Json {
   const { problem_type: old, ...rest } = config;
   return {
     ...rest,
-    architectures: [ARCHITECTURES[String(config.model_type)]],
+    architectures: [`${FAMILIES[type]}${SUFFIX}`],
     ...(problemType === undefined && typeof old === 'string' ? { problem_type: old } : {}),
     ...labelFields(head),
   };
@@ -87,23 +102,24 @@ export function headConfig(config: Json, head: ClassifierHead): Json {
 
 /** Whether a parameter or tensor is one of the head. */
 export function inHead(name: string): boolean {
-  return name.startsWith('classifier.');
+  return /^(classifier|score)\./.test(name);
 }
 
 /** Whether a checkpoint is of a classifier of sequences, with its head. */
 export function hasHead({ config, tensors }: Pick<Checkpoint, 'config' | 'tensors'>): boolean {
   const { architectures } = config;
-  const named = Array.isArray(architectures)
-    ? architectures.some((a) => String(a).endsWith('ForSequenceClassification'))
-    : true;
-  return canClassify(config) && named && [...tensors.keys()].some(inHead);
+  // A classifier of tokens has tensors of the same names.
+  const other =
+    Array.isArray(architectures) && !architectures.some((a) => String(a).endsWith(SUFFIX));
+  return !other && isClassifier(config) && [...tensors.keys()].some(inHead);
 }
 
 /**
- * Modules that a new head leaves without trained numbers: the head, and the pooler where the
+ * Modules that a new head leaves without trained numbers: the head, and BERT's pooler where the
  * checkpoint has none. An adapter must train and hold them whole.
  */
 export function newModules({ config, tensors }: Pick<Checkpoint, 'config' | 'tensors'>): string[] {
+  if (!ENCODERS.includes(config.model_type)) return ['score'];
   const pooled = [...tensors.keys()].some((name) => name.includes('pooler.dense.'));
   return config.model_type === 'bert' && !pooled ? ['classifier', 'pooler'] : ['classifier'];
 }
@@ -160,7 +176,7 @@ function labelRows(dir: string): number | undefined {
   if (!existsSync(path)) return undefined;
   const { tensors } = SafetensorsFile.open(path);
   for (const [name, { shape }] of tensors) {
-    if (/\.classifier(\.out_proj)?\.weight$/.test(name)) return shape[0];
+    if (/\.(classifier(\.out_proj)?|score)\.weight$/.test(name)) return shape[0];
   }
   return undefined;
 }
@@ -173,7 +189,12 @@ function readHead(path: string): ClassifierHead {
     const expected = `problem_type one of ${PROBLEM_TYPES.join(', ')}`;
     throw failure(`adapter ${path}`, expected, JSON.stringify(problem));
   }
-  return { labels: labelsOf(json), problemType: problem as ProblemType | null };
+  const padId = json.pad_token_id;
+  return {
+    labels: labelsOf(json),
+    problemType: problem as ProblemType | null,
+    ...(typeof padId === 'number' ? { padId } : {}),
+  };
 }
 
 /**
@@ -182,7 +203,6 @@ function readHead(path: string): ClassifierHead {
  * Give it to `openModel` as `head` before the adapter is loaded.
  */
 export function adapterHead(adapterDir: string, base: Checkpoint): ClassifierHead | undefined {
-  if (!canClassify(base.config)) return undefined;
   const path = join(adapterDir, LABELS);
   const own = hasHead(base) ? labelsOf(base.config) : undefined;
   const written = existsSync(path) ? readHead(path) : undefined;

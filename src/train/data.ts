@@ -7,7 +7,7 @@ import {
   type Tokenized,
   tokenizeRecords,
 } from '../io/dataset.js';
-import { BatchSampler } from '../io/sampler.js';
+import { BatchSampler, LengthSampler } from '../io/sampler.js';
 import type { Tokenizer } from '../io/tokenizer.js';
 import { failure } from '../tensor/errors.js';
 import type { BatchSource } from './trainer.js';
@@ -49,6 +49,11 @@ export function sequenceLength(asked: number | undefined, positions: number): nu
   return asked;
 }
 
+/** Whether records become packed sequences: all of them are plain texts. */
+export function isPacked(records: readonly DataRecord[]): boolean {
+  return records.every((r) => r.kind === 'text');
+}
+
 /**
  * The examples of some records. Plain texts are cut into full sequences of `seqLength` tokens end to
  * end (sequence packing); prompts with completions stay one a row.
@@ -58,7 +63,7 @@ export function makeExamples(
   tokenizer: Tokenizer,
   seqLength: number,
 ): { examples: Example[]; tokenized: Tokenized } {
-  const packed = records.every((r) => r.kind === 'text');
+  const packed = isPacked(records);
   const longest = packed ? Number.MAX_SAFE_INTEGER : seqLength;
   const tokenized = tokenizeRecords(records, tokenizer, {
     maxLength: longest,
@@ -69,7 +74,20 @@ export function makeExamples(
   return { examples: packed ? packExamples(examples, seqLength).examples : examples, tokenized };
 }
 
-/** Shuffled batches over records, each found from its number alone. */
+/** The most batches that are sorted by length together. */
+const MOST_GROUPED = 50;
+
+/**
+ * Batches that are sorted by length together, of so many examples: at least four such windows make
+ * an epoch, so that the batches of two epochs differ.
+ */
+export function lengthWindow(examples: number, batchSize: number): number {
+  return Math.max(1, Math.min(MOST_GROUPED, Math.floor(examples / (4 * batchSize))));
+}
+
+/**
+ * Shuffled batches over records; those of prompts and completions are alike in length, which saves
+ * padding (packed texts have none). Each is found from its number alone. */
 export function trainingData(
   records: readonly DataRecord[],
   tokenizer: Tokenizer,
@@ -77,7 +95,11 @@ export function trainingData(
 ): TrainingData {
   const { seqLength, batchSize, accumulation = 1, seed } = options;
   const { examples, tokenized } = makeExamples(records, tokenizer, seqLength);
-  const sampler = new BatchSampler(examples.length, { batchSize, seed });
+  const lengths = examples.map((e) => e.ids.length);
+  const window = lengthWindow(examples.length, batchSize);
+  const sampler = isPacked(records)
+    ? new BatchSampler(examples.length, { batchSize, seed })
+    : new LengthSampler(lengths, { batchSize, seed, window });
   const padId = tokenizer.padId ?? NO_PADDING_ID;
   return {
     examples,

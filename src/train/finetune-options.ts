@@ -1,6 +1,8 @@
 import type { LoraConfig } from '../lora/index.js';
+import type { ProblemType } from '../models/classifier.js';
 import type { ScheduleName } from '../optim/index.js';
 import type { Backend, MemoryBooks, Purpose } from '../tensor/backend.js';
+import type { ClassifierEvaluation } from './classify.js';
 import type { Evaluation } from './evaluate.js';
 import type { StepEvent } from './trainer.js';
 
@@ -11,12 +13,24 @@ export type LoraSettings = Partial<LoraConfig>;
 export interface FinetuneOptions {
   /** A Hugging Face model directory with its tokenizer. It is not changed. */
   readonly modelDir: string;
-  /** JSON Lines with `text`, or with `prompt` and `completion`. */
+  /** What the adapter records as its base: a name of the Hub, say. Default `modelDir`. */
+  readonly modelName?: string;
+  /**
+   * JSON Lines with `text`, or with `prompt` and `completion`; for a classifier with `text` (and
+   * `text_pair`), or the fields of one of GLUE's tasks, and `label`.
+   */
   readonly dataFile: string;
   /** JSON Lines on which the loss is measured before, between and after. */
   readonly evalFile?: string;
   /** Where the adapter, or with `full` the model, is written. */
   readonly out: string;
+  /**
+   * Makes a classifier with a new head of so many labels, those of the data. Default: the model's
+   * own labels; a model without a head gets one for the labels of the data.
+   */
+  readonly numLabels?: number;
+  /** What a classifier's labels are. Default: as config.json says, else as the data looks. */
+  readonly problemType?: ProblemType;
   /** Default: rank 8, alpha 16, all-linear, no dropout. */
   readonly lora?: LoraSettings;
   /** Trains every parameter instead of an adapter. */
@@ -63,6 +77,11 @@ export interface FinetuneOptions {
 export interface StartEvent {
   readonly type: 'start';
   readonly method: 'lora' | 'full';
+  readonly task: 'causal-lm' | 'classification';
+  /** Of a classifier: the names of its labels, what they are, and whether its head is new. */
+  readonly labels?: readonly string[];
+  readonly problemType?: ProblemType;
+  readonly newHead?: boolean;
   readonly modelDir: string;
   readonly dataFile: string;
   readonly out: string;
@@ -98,11 +117,14 @@ export interface StepProgress extends StepEvent {
   readonly secondsLeft: number;
 }
 
-/** The loss on the evaluation file after `step` steps; at 0 that of the base model. */
-export interface EvaluationEvent extends Evaluation {
+/** What is measured on an evaluation file: by what the model is for. */
+export type AnyEvaluation = Evaluation | ClassifierEvaluation;
+
+/** The measures on the evaluation file after `step` steps; at 0 those of the base model. */
+export type EvaluationEvent = AnyEvaluation & {
   readonly type: 'eval';
   readonly step: number;
-}
+};
 
 export interface SavedEvent {
   readonly type: 'saved';
@@ -125,8 +147,8 @@ export interface DoneEvent {
   /** Means over the first and the last steps of this call: 20, or half of them where fewer. */
   readonly trainLoss?: { readonly first: number; readonly last: number };
   /** Of the base model, where there is an evaluation file (not when a full run is resumed). */
-  readonly before?: Evaluation;
-  readonly after?: Evaluation;
+  readonly before?: AnyEvaluation;
+  readonly after?: AnyEvaluation;
   /** Live and peak bytes by purpose of the backend since the run began. */
   readonly memory: MemoryBooks;
   /** Of the adapter's (or the model's weights') files. */

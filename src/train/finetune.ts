@@ -1,27 +1,26 @@
 import { setImmediate } from 'node:timers/promises';
-import { type Evaluation, evaluate } from './evaluate.js';
 import type {
+  AnyEvaluation,
   FinetuneEvent,
   FinetuneOptions,
   SavedEvent,
   StepProgress,
 } from './finetune-options.js';
 import { type Plan, prepare } from './finetune-plan.js';
+import { FiniteWatch } from './give-up.js';
 import { removeState, writeRecord } from './run-folder.js';
 import { saveTrainingState } from './state.js';
-import { type StepEvent, train } from './trainer.js';
+import { train } from './trainer.js';
 
 export type * from './finetune-options.js';
-
-/** Steps without a finite loss, one after the other, after which a run gives up. */
-const MOST_SKIPPED = 10;
 
 /** Steps over which speed, time left, and the first and last loss are averaged. */
 const WINDOW = 20;
 
 /**
  * Fine-tunes a Hugging Face model directory on a JSON Lines file, with LoRA or in full, and writes
- * a PEFT adapter (or, in full, a model directory) to `out`. Between evaluations and at the end it
+ * a PEFT adapter (or, in full, a model directory) to `out`. A model that predicts the next token
+ * learns texts or completions; a classifier learns labels, with a new head where it has none. Between evaluations and at the end it
  * also saves its state in `<out>/state`, from which `resume` goes on bit for bit; a finished run
  * leaves `training.json` with its settings and results instead.
  *
@@ -58,7 +57,7 @@ async function* run(plan: Plan, signal?: AbortSignal): AsyncGenerator<FinetuneEv
   const before = await plan.asBase(() => evaluateAll(plan, signal));
   if (before) yield { type: 'eval', step: 0, ...before };
   const losses: number[] = [];
-  let latest: { step: number; evaluation: Evaluation } | undefined;
+  let latest: { step: number; evaluation: AnyEvaluation } | undefined;
   let saved = -1;
   for await (const event of training(plan, losses, signal)) {
     yield event;
@@ -98,7 +97,7 @@ async function* training(
   signal?: AbortSignal,
 ): AsyncGenerator<StepProgress> {
   const recent: { seconds: number; tokens: number }[] = [];
-  let skippedInARow = 0;
+  const watch = new FiniteWatch();
   let at = performance.now();
   let tokensBefore = plan.tokensSeen();
   const { steps, lr, schedule, warmupSteps, maxGradNorm, accumulation, seed } = plan;
@@ -124,30 +123,19 @@ async function* training(
       tokensPerSecond: recent.reduce((n, r) => n + r.tokens, 0) / seconds,
       secondsLeft: ((steps - event.step) * seconds) / recent.length,
     };
-    skippedInARow = isNotFinite(event) ? skippedInARow + 1 : 0;
     if (event.skipped === undefined) losses.push(event.loss);
-    if (skippedInARow >= MOST_SKIPPED) throw givenUp(plan, event, losses.length > 0);
+    watch.check(event, (moved) => keptOf(plan, moved));
     // What the consumer does between two steps (evaluating, saving) is not training time.
     at = performance.now();
     tokensBefore = tokens;
   }
 }
 
-function isNotFinite({ skipped, tokens }: StepEvent): boolean {
-  return skipped !== undefined && tokens > 0;
-}
-
-function givenUp(plan: Plan, event: StepEvent, moved: boolean): Error {
-  let where = 'Nothing was saved, as no step had changed a weight';
-  if (moved) {
-    plan.saveWeights();
-    where = `The weights of the last good step are in ${plan.out}`;
-  }
-  return new Error(
-    `[train step ${event.step}] expected a finite loss and gradients, received none in ` +
-      `${MOST_SKIPPED} steps in a row (loss ${event.loss}). ${where}. ` +
-      'Try a smaller lr, a longer warm-up, or look for NaN in the base model',
-  );
+/** Saves what a run that is given up has come to, and says so. */
+function keptOf(plan: Plan, moved: boolean): string {
+  if (!moved) return 'Nothing was saved, as no step had changed a weight';
+  plan.saveWeights();
+  return `The weights of the last good step are in ${plan.out}`;
 }
 
 /** Means of the first and the last steps' losses. */
@@ -175,20 +163,14 @@ function save(plan: Plan, results: Readonly<Record<string, unknown>>): SavedEven
   return { type: 'saved', step, path: out, bytes: plan.savedBytes() };
 }
 
-/** The loss on the evaluation file; undefined where there is none, or when the run is stopped. */
-async function evaluateAll(plan: Plan, signal?: AbortSignal): Promise<Evaluation | undefined> {
-  const { evalBatches, model } = plan;
-  if (!evalBatches) return undefined;
-  let sum = 0;
-  let tokens = 0;
-  for (const batch of evalBatches) {
-    const part = evaluate(model, [batch]);
-    if (part.tokens > 0) sum += part.loss * part.tokens;
-    tokens += part.tokens;
+/** Measures on the evaluation file; undefined where there is none, or when the run is stopped. */
+async function evaluateAll(plan: Plan, signal?: AbortSignal): Promise<AnyEvaluation | undefined> {
+  const steps = plan.measure?.();
+  for (let step = steps?.next(); step; step = steps?.next()) {
+    if (step.done) return step.value;
     // Lets a signal be heard in the middle of a long evaluation.
     await setImmediate();
     if (signal?.aborted) return undefined;
   }
-  const loss = sum / tokens;
-  return { loss, perplexity: Math.exp(loss), tokens };
+  return undefined;
 }

@@ -10,6 +10,7 @@ import { AdamW, decayGroups } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
 import { type Evaluation, evaluate } from './evaluate.js';
+import { FiniteWatch } from './give-up.js';
 import { hasTrainingState, loadTrainingState, saveTrainingState } from './state.js';
 import { type StepEvent, train } from './trainer.js';
 
@@ -86,6 +87,7 @@ const EVAL_WINDOWS = 48;
 /**
  * Trains a new model on token files and writes it as a Hugging Face directory in bf16. A run that
  * was stopped goes on from its last saved state, bit for bit as if it had not stopped.
+ * @throws when a setting is out of range, or ten steps in a row have no finite loss or gradients
  */
 export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEvent | EvalEvent> {
   const { config, backend, seed, seqLength, batchSize, steps, accumulation, out } = options;
@@ -113,6 +115,11 @@ export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEv
   const source = {
     batch: (step: number, micro: number) => windows(file, sampler.at(step * accumulation + micro)),
   };
+  const watch = new FiniteWatch();
+  const kept = () =>
+    hasTrainingState(state)
+      ? `The last state that was saved is in ${state}`
+      : 'Nothing was saved yet';
   for await (const event of train(model, optimizer, source, {
     steps,
     accumulation,
@@ -123,6 +130,7 @@ export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEv
     ...(options.signal ? { signal: options.signal } : {}),
   })) {
     yield event;
+    watch.check(event, kept);
     if (event.step % options.evalEvery === 0 || event.step === steps) {
       saveTrainingState(state, parameters, optimizer, run);
       const limit = event.step === steps ? Number.POSITIVE_INFINITY : EVAL_WINDOWS;

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { backward, scope } from '../autograd/index.js';
-import type { CausalLM, TokenBatch } from '../models/causal-lm.js';
-import { shiftedLabels } from '../models/causal-lm.js';
+import { type LossResult, shiftedLabels, type TokenBatch } from '../models/causal-lm.js';
+import { type SequenceBatch, SequenceClassifier } from '../models/classifier.js';
 import { withTraining } from '../nn/index.js';
 import {
   clipFactor,
@@ -12,10 +12,18 @@ import {
 } from '../optim/index.js';
 import { failure } from '../tensor/errors.js';
 
+/** What models are trained on: tokens to predict, or sequences to classify. */
+export type AnyBatch = TokenBatch | SequenceBatch;
+
+/** What the loop needs of a model: its loss over a batch, summed and divided by `denominator`. */
+export interface Learner<B extends AnyBatch = AnyBatch> {
+  loss(batch: B, denominator?: number): LossResult;
+}
+
 /** Gives the micro-batches of a step; the same call gives the same batch, so a run can resume. */
-export interface BatchSource {
+export interface BatchSource<B extends AnyBatch = TokenBatch> {
   /** @param step counted from 0 @param micro 0 … accumulation − 1 */
-  batch(step: number, micro: number): TokenBatch;
+  batch(step: number, micro: number): B;
 }
 
 /** Settings of a run. */
@@ -44,7 +52,7 @@ export interface StepEvent {
   readonly type: 'step';
   /** Steps done, this one included. */
   readonly step: number;
-  /** Mean loss over the labels of the step, before it; nats a token. */
+  /** Mean loss over the labels of the step, before it; nats a token, or a classifier's loss. */
   readonly loss: number;
   /** Labels of the step. */
   readonly tokens: number;
@@ -58,14 +66,20 @@ export interface StepEvent {
   readonly skipped?: string;
 }
 
+/** Labels of a batch that count for the loss. */
+function labelsIn(model: Learner, batch: AnyBatch): number {
+  if (model instanceof SequenceClassifier) return model.countLabels(batch);
+  return shiftedLabels(batch as TokenBatch).rows.length;
+}
+
 /** Loss and gradients of one step, summed over its micro-batches and weighted by token. */
 function accumulate(
-  model: CausalLM,
-  batches: readonly TokenBatch[],
+  model: Learner,
+  batches: readonly AnyBatch[],
   seed: number,
   step: number,
 ): { loss: number; tokens: number } {
-  const tokens = batches.reduce((n, b) => n + shiftedLabels(b).rows.length, 0);
+  const tokens = batches.reduce((n, b) => n + labelsIn(model, b), 0);
   let loss = 0;
   if (tokens === 0) return { loss, tokens };
   batches.forEach((batch, micro) => {
@@ -82,9 +96,9 @@ function accumulate(
 
 /** Gradients of one step, and the update where they are finite. None are left, even on an error. */
 function optimizerStep(
-  model: CausalLM,
+  model: Learner,
   optimizer: Optimizer,
-  batches: readonly TokenBatch[],
+  batches: readonly AnyBatch[],
   options: { seed: number; factor: number; maxGradNorm: number },
 ): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
   const { seed, factor, maxGradNorm } = options;
@@ -110,10 +124,10 @@ function optimizerStep(
  * @param model its trainable parameters are those of the optimizer
  * @throws naming a setting that is out of range, before anything is changed
  */
-export async function* train(
-  model: CausalLM,
+export async function* train<B extends AnyBatch>(
+  model: Learner<B>,
   optimizer: Optimizer,
-  source: BatchSource,
+  source: BatchSource<B>,
   options: TrainOptions,
 ): AsyncGenerator<StepEvent> {
   const { steps, accumulation = 1, maxGradNorm = 1, warmupSteps = 0, seed } = options;

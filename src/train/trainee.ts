@@ -1,0 +1,113 @@
+import type { Checkpoint } from '../io/checkpoint.js';
+import { type FullLoraConfig, fullConfig } from '../lora/config.js';
+import { LoraAdapters, saveAdapter } from '../lora/index.js';
+import { type ClassifierHead, headConfig, newModules, saveHead } from '../models/head.js';
+import { type Model, openModel } from '../models/load.js';
+import { saveModel } from '../models/save.js';
+import type { Backend } from '../tensor/backend.js';
+import type { Tensor } from '../tensor/tensor.js';
+import type { FinetuneOptions } from './finetune-options.js';
+
+/** The adapter's name while it is trained. */
+const ADAPTER = 'trained';
+
+/** What is trained: an adapter on a frozen model, or all of it. */
+export interface Trainee {
+  readonly model: Model;
+  readonly parameters: ReadonlyMap<string, Tensor>;
+  readonly totalParameters: number;
+  saveWeights(): void;
+  /** Files that {@link saveWeights} writes, by a test of their names. */
+  readonly weightFiles: RegExp;
+  /** Runs `fn` with the base model's weights; answers nothing where training has changed them. */
+  asBase<T>(fn: () => Promise<T>): Promise<T | undefined>;
+  dispose(): void;
+}
+
+/** What a trainee is made of. */
+export interface TraineeOptions {
+  readonly options: FinetuneOptions;
+  readonly backend: Backend;
+  readonly checkpoint: Checkpoint;
+  /** A classifier's labels or head, where they are not the checkpoint's. */
+  readonly head: ClassifierHead | undefined;
+  readonly seed: number;
+}
+
+/** Numbers that tensors hold. */
+export function sizeOf(tensors: Iterable<Tensor>): number {
+  return [...tensors].reduce((n, t) => n + t.size, 0);
+}
+
+/** The adapter's settings; a new head is trained and saved whole, whatever else is. */
+export function loraConfig({
+  options,
+  checkpoint,
+  head,
+}: Pick<TraineeOptions, 'options' | 'checkpoint' | 'head'>): FullLoraConfig {
+  const { lora } = options;
+  const whole = head?.seed === undefined ? [] : newModules(checkpoint);
+  const saved = [...new Set([...(lora?.modulesToSave ?? []), ...whole])];
+  return fullConfig({
+    targetModules: ['all-linear'],
+    ...lora,
+    ...(saved.length > 0 ? { modulesToSave: saved } : {}),
+  });
+}
+
+/** An adapter on a frozen model. */
+export function loraTrainee(made: TraineeOptions): Trainee {
+  const { options, backend, head, seed } = made;
+  const { modelDir, out, modelName = modelDir } = options;
+  const config = loraConfig(made);
+  const model = openModel(modelDir, { backend, ...(head ? { head } : {}) });
+  let adapters: LoraAdapters;
+  try {
+    adapters = new LoraAdapters(model).add(ADAPTER, config, seed);
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+  const parameters = adapters.tensors(ADAPTER);
+  return {
+    model,
+    parameters,
+    totalParameters: sizeOf(adapters.baseParameters().values()) + sizeOf(parameters.values()),
+    weightFiles: /^adapter_/,
+    saveWeights() {
+      if (head) saveHead(out, head);
+      saveAdapter(adapters, ADAPTER, out, modelName);
+    },
+    async asBase(fn) {
+      adapters.setActive(null);
+      try {
+        return await fn();
+      } finally {
+        adapters.setActive(ADAPTER);
+      }
+    },
+    dispose: () => model.dispose(),
+  };
+}
+
+const STORED = { F32: 'f32', F16: 'f16', BF16: 'bf16' } as const;
+
+/** Every parameter of a model. */
+export function fullTrainee({ options, backend, checkpoint, head }: TraineeOptions): Trainee {
+  const { modelDir, out } = options;
+  const model = openModel(modelDir, { backend, trainable: true, ...(head ? { head } : {}) });
+  const parameters = new Map(model.namedParameters());
+  const [stored] = [...checkpoint.tensors.values()].map((t) => t.dtype);
+  const dtype = STORED[stored as keyof typeof STORED] ?? 'f32';
+  const config = head ? headConfig(checkpoint.config, head) : checkpoint.config;
+  return {
+    model,
+    parameters,
+    totalParameters: sizeOf(parameters.values()),
+    weightFiles: /^model.*\.safetensors/,
+    saveWeights: () =>
+      saveModel(out, { tensors: parameters, config, tokenizerDir: modelDir, dtype }),
+    asBase: (fn) => fn(),
+    dispose: () => model.dispose(),
+  };
+}
