@@ -11,7 +11,8 @@
 // Tensors, gradients and ops.
 export { backward, defineOp, detach, noGrad, scope, setTrainable } from './autograd/index.js';
 // Files.
-export { Checkpoint, openCheckpoint, type SaveOptions, saveCheckpoint } from './io/checkpoint.js';
+export { Checkpoint, openCheckpoint } from './io/checkpoint.js';
+export { type SaveOptions, saveCheckpoint } from './io/checkpoint-writer.js';
 export {
   type Batch,
   collate,

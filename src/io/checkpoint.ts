@@ -1,40 +1,19 @@
-import {
-  existsSync,
-  lstatSync,
-  readdirSync,
-  realpathSync,
-  rmSync,
-  type Stats,
-  statSync,
-} from 'node:fs';
+import { lstatSync, readdirSync, realpathSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { failure, nearest } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import {
-  jsonBytes,
-  missingFile,
-  plainName,
-  readJsonObject,
-  readText,
-  writeFileAtomic,
-  writeJsonAtomic,
-} from './files.js';
+import { missingFile, readJsonObject, readText } from './files.js';
 import { JsonScanner, quoted } from './json-scanner.js';
-import {
-  entryBytes,
-  type LoadOptions,
-  SafetensorsFile,
-  type TensorEntry,
-  tensorEntry,
-  type WriteEntries,
-  type WriteEntry,
-  writeSafetensors,
-} from './safetensors.js';
+import { type LoadOptions, SafetensorsFile, type TensorEntry } from './safetensors.js';
 
-const WEIGHTS = 'model.safetensors';
-const INDEX = 'model.safetensors.index.json';
-const SHARD = /^model-\d{5}-of-\d{5}\.safetensors$/;
-const PICKLE = /\.(bin|pt|pth|ckpt|pkl|pickle)(\.index\.json)?$/i;
+/** The weights in one file. */
+export const WEIGHTS = 'model.safetensors';
+/** Where each tensor is, for weights in several files. */
+export const INDEX = 'model.safetensors.index.json';
+/** Names that transformers gives to these files. */
+export const SHARD = /^model-\d{5}-of-\d{5}\.safetensors$/;
+/** Names of pickle files and of their indexes. */
+export const PICKLE = /\.(bin|pt|pth|ckpt|pkl|pickle)(\.index\.json)?$/i;
 const CONVERT =
   'Pickle files can run code when read: convert it to safetensors, in Python with ' +
   'AutoModel.from_pretrained(DIR).save_pretrained(OUT), which writes model.safetensors';
@@ -94,7 +73,8 @@ export function insideFile(dir: string, name: string, where: string): string {
   return path;
 }
 
-function checkDirectory(dir: string): void {
+/** Throws unless `dir` is a directory. */
+export function checkDirectory(dir: string): void {
   const stats = statSync(dir, { throwIfNoEntry: false });
   if (!stats)
     throw missingFile('checkpoint', dir, 'Give the path of a Hugging Face model directory');
@@ -249,93 +229,4 @@ export class Checkpoint {
 /** Opens a Hugging Face model directory; see {@link Checkpoint.open}. */
 export function openCheckpoint(dir: string): Checkpoint {
   return Checkpoint.open(dir);
-}
-
-/** What {@link saveCheckpoint} writes. */
-export interface SaveOptions {
-  readonly config: Readonly<Record<string, unknown>>;
-  /** Tensors by name, or entries whose bytes are made one by one. */
-  readonly tensors: WriteEntries;
-  /** Other files by plain name: tokenizer.json, a model card; text or bytes. */
-  readonly extraFiles?: Iterable<readonly [string, Uint8Array | string]>;
-  /** The most bytes of tensors in one file; more makes shards with an index. Default 5·10⁹. */
-  readonly maxShardBytes?: number;
-}
-
-/** Cuts the entries, in their order, into files of at most `limit` bytes (or one larger tensor). */
-function cut(entries: readonly WriteEntry[], limit: number): WriteEntry[][] {
-  const shards: WriteEntry[][] = [];
-  let held = Number.POSITIVE_INFINITY;
-  for (const entry of entries) {
-    const bytes = entryBytes(entry);
-    if (held + bytes > limit || shards.length === 0) {
-      shards.push([]);
-      held = 0;
-    }
-    (shards[shards.length - 1] as WriteEntry[]).push(entry);
-    held += bytes;
-  }
-  return shards.length > 0 ? shards : [[]];
-}
-
-function writeWeights(dir: string, entries: readonly WriteEntry[], limit: number): Set<string> {
-  const shards = cut(entries, limit);
-  if (shards.length === 1) {
-    writeSafetensors(join(dir, WEIGHTS), shards[0] as WriteEntry[], { format: 'pt' });
-    return new Set([WEIGHTS]);
-  }
-  const five = (n: number) => String(n).padStart(5, '0');
-  const names = shards.map((_, i) => `model-${five(i + 1)}-of-${five(shards.length)}.safetensors`);
-  const map: [string, string][] = [];
-  shards.forEach((shard, i) => {
-    const name = names[i] as string;
-    writeSafetensors(join(dir, name), shard, { format: 'pt' });
-    for (const entry of shard) map.push([entry.name, name]);
-  });
-  map.sort(([a], [b]) => (a < b ? -1 : 1));
-  const total = entries.reduce((n, e) => n + entryBytes(e), 0);
-  writeJsonAtomic(join(dir, INDEX), {
-    metadata: { total_size: total },
-    weight_map: Object.fromEntries(map),
-  });
-  return new Set([...names, INDEX]);
-}
-
-/**
- * Writes a Hugging Face model directory, each file atomically, config.json last; then removes
- * weights of an older save there (an old `model.safetensors` would win over new shards).
- * @param dir an existing directory
- * @throws when a file cannot be written; files not yet reached are then the old ones
- */
-export function saveCheckpoint(dir: string, options: SaveOptions): void {
-  checkDirectory(dir);
-  const { config, tensors, extraFiles = [], maxShardBytes = 5e9 } = options;
-  if (!(maxShardBytes > 0)) throw failure('maxShardBytes', 'more than 0', String(maxShardBytes));
-  const extras = Array.from(extraFiles);
-  const reserved = ['config.json', WEIGHTS, INDEX];
-  for (const [name] of extras) {
-    if (reserved.includes(plainName(name)) || SHARD.test(name)) {
-      throw failure('extraFiles', 'names that the checkpoint does not use itself', quoted(name));
-    }
-  }
-  const entries =
-    tensors instanceof Map
-      ? Array.from(tensors as ReadonlyMap<string, Tensor>, ([n, t]) => tensorEntry(n, t))
-      : Array.from(tensors as Iterable<WriteEntry>);
-  const names = new Set<string>();
-  for (const { name } of entries) {
-    if (names.has(name))
-      throw failure('saveCheckpoint', 'each tensor once', `${quoted(name)} twice`);
-    names.add(name);
-  }
-  const written = writeWeights(dir, entries, maxShardBytes);
-  for (const [name, contents] of extras) {
-    const bytes = typeof contents === 'string' ? new TextEncoder().encode(contents) : contents;
-    writeFileAtomic(join(dir, name), [bytes]);
-  }
-  writeFileAtomic(join(dir, 'config.json'), [jsonBytes(config)]);
-  for (const name of readdirSync(dir)) {
-    const stale = (name === WEIGHTS || name === INDEX || SHARD.test(name)) && !written.has(name);
-    if (stale && existsSync(join(dir, name))) rmSync(join(dir, name));
-  }
 }

@@ -1,48 +1,127 @@
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdirSync } from 'node:fs';
 import { noGrad, scope } from '../autograd/index.js';
-import { saveCheckpoint } from '../io/checkpoint.js';
+import { type SavedCheckpoint, saveCheckpoint } from '../io/checkpoint-writer.js';
+import { companionFiles } from '../io/companions.js';
+import type { Parts } from '../io/files.js';
+import type { WriteEntry } from '../io/safetensors.js';
 import { cast } from '../ops/index.js';
+import { type DType, isFloat } from '../tensor/dtype.js';
+import { failure } from '../tensor/errors.js';
+import { firstNonFinite } from '../tensor/finite.js';
+import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 
 type Json = Readonly<Record<string, unknown>>;
 
-/** Files of a model directory that go along when it is written again. */
-const COMPANIONS = [
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'generation_config.json',
-];
+/** Bytes fetched from a backend at once. A multiple of every element size. */
+const PIECE = 8 * 2 ** 20;
+
+/** A tensor of a model that is made when its turn to be written comes, and then freed. */
+export interface LazyTensor {
+  readonly name: string;
+  readonly shape: Shape;
+  /** Of what is written; what `make` gives is cast to it. */
+  readonly dtype: DType;
+  /** Called once; the tensor is disposed when its bytes are written. */
+  make(): Tensor;
+}
 
 /** How {@link saveModel} writes. */
 export interface SaveModelOptions {
-  /** Tensors by the checkpoint's names. */
-  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** Tensors by the checkpoint's names, or tensors that are made one by one. */
+  readonly tensors: ReadonlyMap<string, Tensor> | readonly LazyTensor[];
   /** The contents of config.json; its `dtype` is set to the storage. */
   readonly config: Json;
   /** A directory whose tokenizer files go along. */
   readonly tokenizerDir: string;
-  /** Storage of the weights, rounded to once; default that of the first tensor. */
+  /** Whether its other small files (model card, licence) go along, too. Default false. */
+  readonly keepAll?: boolean;
+  /** Storage of the weights, rounded to once; default each tensor's own. */
   readonly dtype?: 'f32' | 'f16' | 'bf16';
+  /** The most bytes of tensors in one file; more makes shards. Default 5·10⁹. */
+  readonly maxShardBytes?: number;
+}
+
+/** What {@link saveModel} has written. */
+export interface SavedModel extends SavedCheckpoint {
+  /** Files and folders of `tokenizerDir`, not weights, that did not go along: too large, unknown. */
+  readonly leftOut: readonly string[];
 }
 
 const TORCH_NAMES = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' } as const;
 
-/** Writes a model as a Hugging Face directory that transformers loads. Makes the directory. */
-export function saveModel(dir: string, options: SaveModelOptions): void {
-  const { tensors, tokenizerDir } = options;
-  const dtype = options.dtype ?? ([...tensors.values()][0]?.dtype as 'f32');
-  const extraFiles = COMPANIONS.filter((f) => existsSync(join(tokenizerDir, f))).map(
-    (f) => [f, readFileSync(join(tokenizerDir, f))] as const,
-  );
-  const entries = [...tensors].map(([name, t]) => ({
-    name,
-    dtype,
-    shape: t.shape,
-    bytes: () => noGrad(() => scope(() => cast(t, dtype).bytes())),
-  }));
+/** config.json with the dtype of the weights under the names that transformers reads. */
+function withDType(config: Json, dtypes: ReadonlySet<DType>): Json {
+  // Weights of several dtypes: what config.json said of them stays.
+  const [only] = dtypes;
+  const name = dtypes.size === 1 ? TORCH_NAMES[only as 'f32'] : undefined;
+  if (name === undefined) return config;
+  const { torch_dtype: old, ...rest } = config;
+  return { ...rest, dtype: name, ...(old === undefined ? {} : { torch_dtype: name }) };
+}
+
+/** The bytes of a tensor in pieces of one buffer, each to be written before the next is asked for. */
+function* pieces(t: Tensor): Generator<Uint8Array> {
+  const buffer = new Uint8Array(Math.min(PIECE, t.byteLength));
+  for (let at = 0; at < t.byteLength; at += buffer.length) {
+    const piece = buffer.subarray(0, Math.min(buffer.length, t.byteLength - at));
+    t.backend.download(t.storage.handle, t.byteOffset + at, piece);
+    yield piece;
+  }
+}
+
+function* finitePieces(name: string, t: Tensor): Generator<Uint8Array> {
+  for (const piece of pieces(t)) {
+    if (firstNonFinite(piece, t.dtype) >= 0) {
+      throw failure(
+        'save',
+        'finite weights',
+        `NaN or Inf in ${name}`,
+        t.dtype === 'f16' ? 'Half floats end at 65504: try bf16 or f32' : undefined,
+      );
+    }
+    yield piece;
+  }
+}
+
+function* lazyBytes({ name, dtype, make }: LazyTensor): Parts {
+  const made = make();
+  let written = made;
+  try {
+    if (made.dtype !== dtype) {
+      written = noGrad(() => scope(() => cast(made, dtype))).keep();
+      made.dispose();
+    }
+    yield* finitePieces(name, written);
+  } finally {
+    written.dispose();
+    made.dispose();
+  }
+}
+
+/**
+ * Writes a model as a Hugging Face directory that transformers loads. Makes the directory.
+ * @throws when a weight is NaN or infinite or a file cannot be written; old files then still stand
+ *   and nothing new is left behind
+ */
+export function saveModel(dir: string, options: SaveModelOptions): SavedModel {
+  const { tensors, tokenizerDir, maxShardBytes } = options;
+  const list: readonly LazyTensor[] =
+    tensors instanceof Map
+      ? Array.from(tensors as ReadonlyMap<string, Tensor>, ([name, t]) => {
+          return { name, shape: t.shape, dtype: t.dtype, make: () => t.alias() };
+        })
+      : (tensors as readonly LazyTensor[]);
+  const entries: WriteEntry[] = list.map((t) => {
+    const dtype = isFloat(t.dtype) ? (options.dtype ?? t.dtype) : t.dtype;
+    return { name: t.name, shape: t.shape, dtype, bytes: () => lazyBytes({ ...t, dtype }) };
+  });
+  const { files, leftOut } = companionFiles(tokenizerDir, options.keepAll ? 'all' : 'tokenizer');
+  const config = withDType(options.config, new Set(entries.map((e) => e.dtype as DType)));
   mkdirSync(dir, { recursive: true });
-  const config = { ...options.config, dtype: TORCH_NAMES[dtype] };
-  saveCheckpoint(dir, { config, tensors: entries, extraFiles });
+  const saved = saveCheckpoint(dir, {
+    ...{ config, tensors: entries, extraFiles: files },
+    ...(maxShardBytes === undefined ? {} : { maxShardBytes }),
+  });
+  return { ...saved, leftOut };
 }
