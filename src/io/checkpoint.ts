@@ -1,4 +1,4 @@
-import { lstatSync, readdirSync, realpathSync, type Stats, statSync } from 'node:fs';
+import { existsSync, lstatSync, readdirSync, realpathSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { failure, nearest } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -19,15 +19,18 @@ const CONVERT =
   'AutoModel.from_pretrained(DIR).save_pretrained(OUT), which writes model.safetensors';
 
 /**
- * The folder that the files of a model may lie in after links are followed: its own, or for a
- * snapshot in Hugging Face's cache (models--org--name/snapshots/revision) the model's cache folder.
+ * The folders that the files of a model may lie in after links are followed: its own, or for a
+ * snapshot in Hugging Face's cache (models--org--name/snapshots/revision) the model's cache folder
+ * and the marked store of large files that newer huggingface_hub shares among models.
  */
-function homeOf(dir: string): string {
+function homesOf(dir: string): string[] {
   const home = realpathSync(dir);
   const snapshots = dirname(home);
   const model = dirname(snapshots);
   const cached = basename(snapshots) === 'snapshots' && /^models--/.test(basename(model));
-  return cached ? model : home;
+  if (!cached) return [home];
+  const store = join(dirname(model), 'blobs');
+  return existsSync(join(store, '.huggingface-shared-blobs')) ? [model, store] : [model];
 }
 
 function isInside(home: string, path: string): boolean {
@@ -62,7 +65,7 @@ export function insideFile(dir: string, name: string, where: string): string {
   } catch {
     throw failure(where, `a file ${path}`, 'a link that leads nowhere');
   }
-  if (!isInside(homeOf(dir), real)) {
+  if (!homesOf(dir).some((home) => isInside(home, real))) {
     throw failure(
       where,
       `${quoted(name)} to lie in the model directory`,
