@@ -113,6 +113,12 @@ function architectureOf(config: Json): Architecture {
   );
 }
 
+/** The table of embeddings that a config.json ties the head to; null where the head is free. */
+export function tiedTable(config: Json): string | null {
+  const { table, tensorName } = architectureOf(config);
+  return table !== undefined && tensorName?.(HEAD, config) === null ? table : null;
+}
+
 /**
  * Builds a model of the architecture that a config.json names, from any source of parameters.
  * @throws as the configuration and the source do; the parameters got so far are then freed
