@@ -4,7 +4,7 @@ import { HUB_SETTINGS, type LocateOptions, locate, splitOptions } from '../io/lo
 import { specialIds } from '../io/special-ids.js';
 import type { ParameterSource } from '../nn/index.js';
 import type { Backend } from '../tensor/backend.js';
-import type { DType } from '../tensor/dtype.js';
+import { DTYPES, type DType, isFloat } from '../tensor/dtype.js';
 import { failure, nearest, onlyKnown } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Shape } from '../tensor/shape.js';
@@ -229,9 +229,21 @@ export function openModel<T extends keyof TaskModels = keyof TaskModels>(
   options: LoadModelOptions<T> = {},
 ): TaskModels[T] {
   onlyKnown('openModel', options, SETTINGS);
+  checkDType(options);
   const model = open(dir, options);
   if (options.task === undefined) return model as TaskModels[T];
   return only(options.task, model, dir) as TaskModels[T];
+}
+
+function checkDType({ dtype, trainable }: LoadModelOptions): void {
+  if (dtype === undefined) return;
+  const floats = DTYPES.filter(isFloat);
+  if (!floats.includes(dtype)) {
+    const near = `Nearest: ${nearest(dtype, floats, 1).join('')}`;
+    throw failure('loadModel dtype', `one of ${floats.join(', ')}`, `"${dtype}"`, near);
+  }
+  if (!trainable || dtype === 'f32') return;
+  throw failure('loadModel dtype', 'f32 for trainable parameters', dtype);
 }
 
 function open(dir: string, options: LoadModelOptions): Model {

@@ -1,7 +1,37 @@
 import { PROBLEM_TYPES } from '../models/classifier.js';
 import { SCHEDULES } from '../optim/index.js';
-import { failure, nearest } from '../tensor/errors.js';
+import { failure, nearest, onlyKnown } from '../tensor/errors.js';
 import type { FinetuneOptions } from './finetune-options.js';
+
+const SETTINGS: readonly string[] = Object.keys({
+  modelDir: true,
+  modelName: true,
+  dataFile: true,
+  evalFile: true,
+  out: true,
+  numLabels: true,
+  problemType: true,
+  lora: true,
+  full: true,
+  lr: true,
+  steps: true,
+  epochs: true,
+  batchSize: true,
+  accumulation: true,
+  seqLength: true,
+  schedule: true,
+  warmupSteps: true,
+  weightDecay: true,
+  maxGradNorm: true,
+  seed: true,
+  backend: true,
+  threads: true,
+  evalEvery: true,
+  saveEvery: true,
+  resume: true,
+  overwrite: true,
+  signal: true,
+} satisfies Record<keyof FinetuneOptions, true>);
 
 /** Throws unless a name is one of a list, with the nearest of it. */
 function checkName(setting: string, name: string, names: readonly string[]): void {
@@ -35,6 +65,7 @@ function checkTogether(options: FinetuneOptions, evalEvery: number): void {
 
 /** Plain settings with their defaults filled in. @throws naming one that is out of range */
 export function settle(options: FinetuneOptions) {
+  onlyKnown('finetune', options, SETTINGS);
   const { full = false } = options;
   const s = {
     full,

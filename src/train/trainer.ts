@@ -10,7 +10,7 @@ import {
   type ScheduleName,
   scheduleFactor,
 } from '../optim/index.js';
-import { failure } from '../tensor/errors.js';
+import { failure, onlyKnown } from '../tensor/errors.js';
 
 /** What models are trained on: tokens to predict, or sequences to classify. */
 export type AnyBatch = TokenBatch | SequenceBatch;
@@ -46,6 +46,18 @@ export interface TrainOptions {
   /** Ends the run after the step under way. */
   readonly signal?: AbortSignal;
 }
+
+const SETTINGS: readonly string[] = Object.keys({
+  steps: true,
+  accumulation: true,
+  lr: true,
+  schedule: true,
+  warmupSteps: true,
+  lrFloor: true,
+  maxGradNorm: true,
+  seed: true,
+  signal: true,
+} satisfies Record<keyof TrainOptions, true>);
 
 /** What one optimizer step did. */
 export interface StepEvent {
@@ -130,6 +142,7 @@ export async function* train<B extends AnyBatch>(
   source: BatchSource<B>,
   options: TrainOptions,
 ): AsyncGenerator<StepEvent> {
+  onlyKnown('train', options, SETTINGS);
   const { steps, accumulation = 1, maxGradNorm = 1, warmupSteps = 0, seed } = options;
   const { schedule = 'cosine', lrFloor = 0 } = options;
   const whole = (least: number) => (v: number) => Number.isSafeInteger(v) && v >= least;
