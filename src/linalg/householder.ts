@@ -75,3 +75,8 @@ export function thinQr(a: Matrix): { q: Matrix; r: Matrix } {
   const k = Math.min(a.rows, a.cols);
   return { q: applyQ(h, Matrix.identity(a.rows, k)), r: upperOf(h) };
 }
+
+/** R [k, n] of A = Q R, k = min(m, n). */
+export function triangleOf(a: Matrix): Matrix {
+  return upperOf(reflect(new Matrix(a.rows, a.cols, a.data.slice())));
+}

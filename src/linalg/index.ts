@@ -1,5 +1,5 @@
 export { svdOfProduct } from './factors.js';
-export { thinQr } from './householder.js';
+export { thinQr, triangleOf } from './householder.js';
 export { jacobiSvd, type MatrixSvd } from './jacobi.js';
 export { Matrix } from './matrix.js';
 export { qr } from './qr.js';
