@@ -85,7 +85,12 @@ export {
   openModel,
   type TaskModels,
 } from './models/load.js';
-export { type Merged, type MergeOptions, mergeAdapter } from './models/merge.js';
+export {
+  type AdapterToMerge,
+  type Merged,
+  type MergeOptions,
+  mergeAdapters,
+} from './models/merge.js';
 export { type SaveModelOptions, saveModel } from './models/save.js';
 export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
 // Modules.

@@ -54,12 +54,12 @@ export function command(
   return c;
 }
 
-/** Adds an option that must be given. */
+/** Adds an option that must be given. @param parse is also given the value so far, if repeated */
 export function needs<T>(
   c: Command,
   flags: string,
   description: string,
-  parse?: (text: string) => T,
+  parse?: (text: string, before?: T) => T,
 ): Command {
   const option = new Option(flags, `${description} (required)`);
   if (parse) option.argParser(parse);

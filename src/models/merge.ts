@@ -1,80 +1,165 @@
-import { noGrad, scope } from '../autograd/index.js';
-import { openCheckpoint } from '../io/checkpoint.js';
+import { rmSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
 import { LoraAdapters, loadAdapter } from '../lora/index.js';
-import { cast } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
-import type { Tensor } from '../tensor/tensor.js';
-import { openModel } from './load.js';
-import { saveModel } from './save.js';
+import { adapterHead, type ClassifierHead, headConfig, newModules } from './head.js';
+import { openModel, tiedTable } from './load.js';
+import { type LazyTensor, type SaveProgress, saveModel } from './save.js';
 
-/** Settings of {@link mergeAdapter}. */
+type Json = Readonly<Record<string, unknown>>;
+
+const HEAD = 'lm_head.weight';
+
+/** An adapter of a merge. */
+export interface AdapterToMerge {
+  /** A PEFT adapter of the model. */
+  readonly dir: string;
+  /** Its share of the sum; default 1. */
+  readonly weight?: number;
+}
+
+/** Settings of {@link mergeAdapters}. */
 export interface MergeOptions {
   readonly modelDir: string;
-  /** A PEFT adapter of that model. */
-  readonly adapterDir: string;
+  /** At least one; a directory alone has weight 1. */
+  readonly adapters: readonly (string | AdapterToMerge)[];
   /** Where the merged model is written; made if it does not exist. */
   readonly out: string;
-  /** Storage of the weights; default the base's own. */
+  /** Storage of the weights; default each one's own in the base. */
   readonly dtype?: 'f32' | 'f16' | 'bf16';
+  /** The most bytes of tensors in one file; more makes shards. Default 5·10⁹. */
+  readonly maxShardBytes?: number;
   readonly backend?: Backend | string;
+  /** Called before each tensor is made. */
+  readonly onTensor?: (progress: SaveProgress) => void;
 }
 
 /** What was written. */
 export interface Merged {
   readonly tensors: number;
   readonly parameters: number;
-  /** Tensors that the adapter changed. */
+  /** Tensors that the adapters changed. */
   readonly changed: number;
+  /** Bytes of the tensors. */
+  readonly bytes: number;
+  /** Names of the files that hold the weights, and of their index. */
+  readonly weights: readonly string[];
+  /** Whether the base's tied head now has a tensor of its own. */
+  readonly untied: boolean;
+  /** Files and folders of the base, not weights, that were not copied. */
+  readonly leftOut: readonly string[];
 }
 
-function checkFinite(name: string, t: Tensor, dtype: MergeOptions['dtype']): void {
-  const values = noGrad(() =>
-    scope(() => (dtype ? cast(t, dtype) : t).toArray()),
-  ) as ArrayLike<number>;
-  for (let i = 0; i < values.length; i++) {
-    if (Number.isFinite(values[i])) continue;
+/** The weight of each adapter by its directory. */
+function weightsOf(adapters: MergeOptions['adapters']): Map<string, number> {
+  const weights = new Map<string, number>();
+  const seen = new Set<string>();
+  for (const given of adapters) {
+    const { dir, weight = 1 } = typeof given === 'string' ? { dir: given } : given;
+    if (seen.has(resolve(dir))) {
+      throw failure('merge', 'each adapter once', `${dir} twice`, 'Give it once, with a weight');
+    }
+    seen.add(resolve(dir));
+    weights.set(dir, weight);
+  }
+  return weights;
+}
+
+/** The head that one of the adapters brings along, if one does. */
+function headOf(base: Checkpoint, dirs: Iterable<string>): ClassifierHead | undefined {
+  for (const dir of dirs) {
+    const head = adapterHead(dir, base);
+    if (head) return head;
+  }
+  return undefined;
+}
+
+/** Modules that the base has no numbers for must come from an adapter. */
+function checkHeld(base: Checkpoint, names: Iterable<string>, changed: ReadonlySet<string>): void {
+  const modules = newModules(base);
+  for (const name of names) {
+    const held = modules.find((m) => `.${name}`.includes(`.${m}.`));
+    if (held === undefined || changed.has(name)) continue;
     throw failure(
       'merge',
-      'finite weights',
-      `${values[i]} in ${name}`,
-      dtype === 'f16' ? 'Half floats end at 65504: try bf16' : undefined,
+      `an adapter that holds ${held} whole (modules_to_save), as the base has none`,
+      `no ${name}`,
     );
   }
 }
 
-/**
- * Writes W + scaling·B A for every layer of an adapter, and all other weights as they are, as a
- * plain Hugging Face directory that knows nothing of LoRA. Sums are f32, rounded once.
- * @throws when the adapter does not fit the model, or a weight is NaN or infinite; nothing is
- *   written then
- */
-export function mergeAdapter(options: MergeOptions): Merged {
-  const { modelDir, adapterDir, out, dtype, backend } = options;
-  const { config } = openCheckpoint(modelDir);
+/** The base with the adapters beside its weights, and what a merge of them changes. */
+function openAll(options: MergeOptions) {
+  const { modelDir, backend } = options;
+  const base = openCheckpoint(modelDir);
+  const weights = weightsOf(options.adapters);
+  const head = headOf(base, weights.keys());
   const model = openModel(modelDir, {
-    // For another storage the sum stays f32 until its one rounding.
-    ...(dtype ? { dtype: 'f32' as const } : {}),
+    // A tied head and its table are two tensors here, so that either may change alone.
+    untied: true,
+    ...(head ? { head } : {}),
     ...(backend === undefined ? {} : { backend }),
   });
-  const tensors = new Map<string, Tensor>();
   try {
     const adapters = new LoraAdapters(model);
-    loadAdapter(adapters, 'merged', adapterDir);
-    const source = adapters.mergedSource(['merged']);
-    let parameters = 0;
-    let changed = 0;
-    for (const [name, base] of adapters.baseParameters()) {
-      const t = source(name, base.shape);
-      tensors.set(name, t);
-      parameters += t.size;
-      if (t.storage !== base.storage) changed++;
-      checkFinite(name, t, dtype);
-    }
-    saveModel(out, { tensors, config, tokenizerDir: modelDir, ...(dtype ? { dtype } : {}) });
-    return { tensors: tensors.size, parameters, changed };
+    for (const dir of weights.keys()) loadAdapter(adapters, dir, dir);
+    const changed = adapters.changedBy(weights.keys());
+    const names = adapters.baseParameters().keys();
+    if (head?.seed !== undefined) checkHeld(base, names, changed);
+    const config: Json = head ? headConfig(base.config, head) : base.config;
+    return { model, adapters, changed, config, source: adapters.mergedSource(weights, 'f32') };
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+}
+
+/**
+ * Writes W + Σ weight·ΔW for every layer that the adapters change (ΔW = scaling·B A for plain
+ * LoRA), and all other weights as they are, as a plain Hugging Face directory that knows nothing of
+ * LoRA, with the base's tokenizer and other small files.
+ *
+ * Sums are f32 and rounded once. One tensor is made at a time, when its bytes are written; on a
+ * backend that maps files the base is never copied. Where an adapter changes a tied head or the
+ * table it is tied to, both are written and `tie_word_embeddings` is set to false.
+ * @throws when an adapter does not fit the model, two hold the same module whole, or a weight is
+ *   NaN or infinite; nothing is left behind then, and old files stay
+ */
+export function mergeAdapters(options: MergeOptions): Merged {
+  const { modelDir, out, dtype, maxShardBytes, onTensor } = options;
+  if (options.adapters.length === 0) throw failure('merge', 'at least one adapter', 'none');
+  const { model, adapters, changed, config, source } = openAll(options);
+  const isNew = statSync(out, { throwIfNoEntry: false }) === undefined;
+  try {
+    const parameters = new Map(adapters.baseParameters());
+    const table = parameters.has(HEAD) ? tiedTable(config) : null;
+    const untied = table !== null && (changed.has(HEAD) || changed.has(table));
+    if (table !== null && !untied) parameters.delete(HEAD);
+    const tensors: LazyTensor[] = Array.from(parameters, ([name, { shape, dtype: own }]) => {
+      return { name, shape, dtype: own, make: () => source(name, shape) };
+    });
+    const saved = saveModel(out, {
+      tensors,
+      config: untied ? { ...config, tie_word_embeddings: false } : config,
+      tokenizerDir: modelDir,
+      keepAll: true,
+      ...(dtype === undefined ? {} : { dtype }),
+      ...(maxShardBytes === undefined ? {} : { maxShardBytes }),
+      ...(onTensor === undefined ? {} : { onTensor }),
+    });
+    return {
+      tensors: tensors.length,
+      parameters: [...parameters.values()].reduce((n, t) => n + t.size, 0),
+      changed: [...parameters.keys()].filter((name) => changed.has(name)).length,
+      untied,
+      ...saved,
+    };
+  } catch (error) {
+    if (isNew) rmSync(out, { recursive: true, force: true });
+    throw error;
   } finally {
-    for (const t of tensors.values()) t.dispose();
     model.dispose();
   }
 }

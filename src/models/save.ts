@@ -3,7 +3,7 @@ import { noGrad, scope } from '../autograd/index.js';
 import { type SavedCheckpoint, saveCheckpoint } from '../io/checkpoint-writer.js';
 import { companionFiles } from '../io/companions.js';
 import type { Parts } from '../io/files.js';
-import type { WriteEntry } from '../io/safetensors.js';
+import { entryBytes, type WriteEntry } from '../io/safetensors.js';
 import { cast } from '../ops/index.js';
 import { type DType, isFloat } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
@@ -26,6 +26,17 @@ export interface LazyTensor {
   make(): Tensor;
 }
 
+/** How far a save is. */
+export interface SaveProgress {
+  /** The tensor that is written next. */
+  readonly name: string;
+  /** Tensors and bytes before it, and of all. */
+  readonly tensor: number;
+  readonly tensors: number;
+  readonly bytes: number;
+  readonly totalBytes: number;
+}
+
 /** How {@link saveModel} writes. */
 export interface SaveModelOptions {
   /** Tensors by the checkpoint's names, or tensors that are made one by one. */
@@ -40,6 +51,8 @@ export interface SaveModelOptions {
   readonly dtype?: 'f32' | 'f16' | 'bf16';
   /** The most bytes of tensors in one file; more makes shards. Default 5·10⁹. */
   readonly maxShardBytes?: number;
+  /** Called before each tensor is made. */
+  readonly onTensor?: (progress: SaveProgress) => void;
 }
 
 /** What {@link saveModel} has written. */
@@ -99,6 +112,26 @@ function* lazyBytes({ name, dtype, make }: LazyTensor): Parts {
   }
 }
 
+/** The same entries, whose bytes are announced before they are made. */
+function watched(
+  entries: readonly WriteEntry[],
+  onTensor: SaveModelOptions['onTensor'],
+): readonly WriteEntry[] {
+  if (!onTensor) return entries;
+  const totalBytes = entries.reduce((n, e) => n + entryBytes(e), 0);
+  let tensor = 0;
+  let bytes = 0;
+  return entries.map((entry) => ({
+    ...entry,
+    bytes() {
+      onTensor({ name: entry.name, tensor, tensors: entries.length, bytes, totalBytes });
+      tensor++;
+      bytes += entryBytes(entry);
+      return entry.bytes();
+    },
+  }));
+}
+
 /**
  * Writes a model as a Hugging Face directory that transformers loads. Makes the directory.
  * @throws when a weight is NaN or infinite or a file cannot be written; old files then still stand
@@ -112,7 +145,7 @@ export function saveModel(dir: string, options: SaveModelOptions): SavedModel {
           return { name, shape: t.shape, dtype: t.dtype, make: () => t.alias() };
         })
       : (tensors as readonly LazyTensor[]);
-  const entries: WriteEntry[] = list.map((t) => {
+  const entries = list.map((t): WriteEntry => {
     const dtype = isFloat(t.dtype) ? (options.dtype ?? t.dtype) : t.dtype;
     return { name: t.name, shape: t.shape, dtype, bytes: () => lazyBytes({ ...t, dtype }) };
   });
@@ -120,7 +153,7 @@ export function saveModel(dir: string, options: SaveModelOptions): SavedModel {
   const config = withDType(options.config, new Set(entries.map((e) => e.dtype as DType)));
   mkdirSync(dir, { recursive: true });
   const saved = saveCheckpoint(dir, {
-    ...{ config, tensors: entries, extraFiles: files },
+    ...{ config, tensors: watched(entries, options.onTensor), extraFiles: files },
     ...(maxShardBytes === undefined ? {} : { maxShardBytes }),
   });
   return { ...saved, leftOut };
