@@ -4,10 +4,10 @@
     VENV/bin/pip install "torch==2.13.0" peft transformers safetensors
     VENV/bin/python test/golden/make.py
 
-Each case is a tiny model of the Llama family with random weights, a PEFT adapter with random A and B, and what
-PyTorch computes with them in float32; README.md says what each file holds. The weights are drawn
-from a seed, so that a second run with the same versions gives the same files (but for the order
-of target_modules, which PEFT keeps as a set).
+Each case is a tiny model with random weights, a PEFT adapter with random A and B, and what PyTorch
+computes with them in float32; README.md says what each file holds. The weights are drawn from a
+seed, so that a second run with the same versions gives the same files (but for the order of
+target_modules, which PEFT keeps as a set).
 """
 
 import argparse
@@ -31,6 +31,10 @@ class Case:
     model: dict  # what differs from TINY
     lora: dict
     dtype: torch.dtype = torch.float32
+    task: str = "CAUSAL_LM"
+    labels: str = "tokens"  # or classes, several, values
+    token_types: bool = False
+    shards: int = 1
 
 
 TINY = dict(
@@ -41,6 +45,28 @@ TINY = dict(
     num_key_value_heads=4,
     vocab_size=37,
     max_position_embeddings=32,
+)
+
+TINY_GPT2 = dict(
+    model_type="gpt2",
+    n_embd=16,
+    n_inner=24,
+    n_layer=2,
+    n_head=4,
+    vocab_size=37,
+    n_positions=16,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+TINY_BERT = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    vocab_size=37,
+    max_position_embeddings=16,
+    type_vocab_size=2,
+    num_labels=3,
 )
 
 CASES = [
@@ -102,48 +128,124 @@ CASES = [
         ),
         dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
     ),
+    # Conv1D layers of several names, f16 shards, ReLU, scores divided by the layer's number.
+    Case(
+        "gpt2-all-f16-shards",
+        dict(activation_function="relu", scale_attn_by_inverse_layer_idx=True, **TINY_GPT2),
+        dict(r=3, lora_alpha=3, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
+        torch.float16,
+        shards=2,
+    ),
+    # One class a pair of texts, by the pooler.
+    Case(
+        "bert-pairs",
+        dict(model_type="bert", **TINY_BERT),
+        dict(r=2, lora_alpha=4, target_modules=["query", "value"]),
+        task="SEQ_CLS",
+        labels="classes",
+        token_types=True,
+    ),
+    # Several labels a text, a head of two layers, positions that start after the padding's id.
+    Case(
+        "roberta-multi-label",
+        dict(
+            model_type="roberta",
+            pad_token_id=1,
+            problem_type="multi_label_classification",
+            hidden_act="gelu_new",
+            **TINY_BERT,
+        ),
+        dict(r=2, lora_alpha=2, target_modules=["query", "key", "value", "dense"]),
+        task="SEQ_CLS",
+        labels="several",
+    ),
+    # One value a text, from the last token of a causal model.
+    Case(
+        "llama-score-regression",
+        dict(num_labels=1, pad_token_id=0, hidden_act="gelu", num_key_value_heads=2),
+        dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
+        task="SEQ_CLS",
+        labels="values",
+    ),
 ]
 
 
 def base_model(case, seed):
     """A random model whose parameters are all representable in the stored dtype, kept in f32."""
     generator = torch.Generator().manual_seed(seed)
-    settings = {"model_type": "llama", **TINY, **case.model}
-    config = transformers.AutoConfig.for_model(**settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    type = case.model.get("model_type", "llama")
+    tiny = TINY if type in ("llama", "mistral", "qwen3") else {}
+    config = transformers.AutoConfig.for_model(**{"model_type": type, **tiny, **case.model})
+    if case.task == "CAUSAL_LM":
+        kind = transformers.AutoModelForCausalLM
+    else:
+        kind = transformers.AutoModelForSequenceClassification
+    model = kind.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                parameter.copy_(1 + 0.1 * noise)
+            if "norm" in name.lower() or "ln_" in name:
+                parameter.copy_(0.1 * noise + (0 if name.endswith("bias") else 1))
             else:
-                parameter.copy_((0.5 if "embed" in name else 0.15) * noise)
+                table = "embed" in name or ".wte." in name
+                parameter.copy_((0.5 if table else 0.15) * noise)
             # Rounded in place: buffers such as RoPE's frequencies stay in f32.
             parameter.copy_(parameter.to(case.dtype).to(torch.float32))
     return model, generator
 
 
-def save_base(model, dtype, directory):
-    """config.json and model.safetensors in the stored dtype, as transformers lays them out."""
-    weights = {n: p.detach().to(dtype).contiguous() for n, p in model.named_parameters()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+def save_weights(weights, shards, directory):
+    """model.safetensors, or shards with an index."""
+    if shards == 1:
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(weights)
+    index = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        save_file({n: weights[n] for n in part}, directory / file, metadata={"format": "pt"})
+        index |= {n: file for n in part}
+    size = sum(w.nbytes for w in weights.values())
+    text = json.dumps(dict(metadata=dict(total_size=size), weight_map=index), indent=2)
+    (directory / "model.safetensors.index.json").write_text(text + "\n")
+
+
+def save_base(model, case, directory):
+    """config.json and the weights in the stored dtype, as transformers lays them out."""
+    weights = {n: p.detach().to(case.dtype).contiguous() for n, p in model.named_parameters()}
+    save_weights(weights, case.shards, directory)
     config = model.config.to_dict()
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(case.dtype).removeprefix("torch.")
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     (directory / "config.json").write_text(text + "\n")
 
 
-def make_batch(vocab, generator):
-    """Three right-padded sequences; the first two positions of each and the padding have no label."""
-    ids = torch.randint(3, vocab, (3, 11), generator=generator)
+def make_batch(config, case, generator):
+    """
+    Three right-padded sequences. Labels of a language model: their tokens, but for the first two
+    of each and the padding. Of a classifier: a class, several labels or a value a sequence.
+    """
+    ids = torch.randint(3, config.vocab_size, (3, 11), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 8:] = 0
     mask[2, 4:] = 0
-    ids[mask == 0] = 0
-    labels = ids.clone()
-    labels[mask == 0] = -100
-    labels[:, :2] = -100
-    return dict(input_ids=ids, attention_mask=mask, labels=labels)
+    ids[mask == 0] = getattr(config, "pad_token_id", None) or 0
+    batch = dict(input_ids=ids, attention_mask=mask)
+    if case.token_types:
+        batch["token_type_ids"] = (torch.arange(11) > 5).long().expand(3, 11).contiguous()
+    if case.labels == "tokens":
+        labels = ids.clone()
+        labels[mask == 0] = -100
+        labels[:, :2] = -100
+    elif case.labels == "classes":
+        labels = torch.tensor([2, 0, 1])
+    elif case.labels == "several":
+        labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    else:
+        labels = torch.tensor([0.5, -1.25, 2.0])
+    return dict(**batch, labels=labels)
 
 
 def build(case, out):
@@ -152,9 +254,9 @@ def build(case, out):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     base, generator = base_model(case, seed)
-    save_base(base, case.dtype, directory)
-    batch = make_batch(base.config.vocab_size, generator)
-    seen = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    save_base(base, case, directory)
+    batch = make_batch(base.config, case, generator)
+    seen = {k: v for k, v in batch.items() if k != "labels"}
     expected = dict(batch)
 
     def logits(model):
@@ -162,8 +264,9 @@ def build(case, out):
             return model(**seen).logits
 
     expected["base_logits"] = logits(base)
-    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **case.lora)).eval()
-    trained = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type=case.task, **case.lora)).eval()
+    plain = lambda n: n.replace(".modules_to_save", "").replace(".default", "")
+    trained = {plain(n): p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for parameter in trained.values():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -201,7 +304,7 @@ def build(case, out):
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     notes = dict(
         case=case.name,
-        task="CAUSAL_LM",
+        task=case.task,
         lora=case.lora,
         optimizer=OPTIMIZER,
         stored_dtype=str(case.dtype).removeprefix("torch."),
