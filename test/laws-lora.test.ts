@@ -115,8 +115,8 @@ function layerCase(
   const bias = tensor(random(2, s.outF, 0.3), [s.outF], { backend });
   const a = tensor(random(3, s.rank * s.inF, 0.3), [s.rank, s.inF], { backend });
   const b = tensor(random(4, s.outF * s.rank, 0.3), [s.outF, s.rank], { backend });
-  const layer = new LoraLinear(new Linear(w, bias));
-  layer.branches.set('x', new LoraBranch('l', a, b, s.alpha / s.rank, 0));
+  const layer = new LoraLinear(new Linear(w, bias), 'l');
+  layer.branches.set('x', LoraBranch.of(layer.site, a, b, s.alpha / s.rank));
   layer.active = ['x'];
   const x = tensor(random(5, 3 * s.inF, 1), [3, s.inF], { backend });
   return { layer, x, w, a, b };
@@ -194,7 +194,7 @@ onEachBackend(test, 'the scale is linear in alpha, and alpha 0 is the base', (ba
           const update = (alpha: number) => {
             const { layer, x } = layerCase(backend, { ...s, alpha });
             const branch = layer.branches.get('x') as LoraBranch;
-            return { y: branch.forward(x).toNumbers(), delta: branch.delta().toNumbers() };
+            return { y: branch.change(x, x).toNumbers(), delta: branch.delta().toNumbers() };
           };
           const once = update(s.alpha);
           const scaled = update(s.alpha * factor);

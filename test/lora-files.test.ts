@@ -172,16 +172,10 @@ test('presets are written as the layers they chose: PEFT knows none of ours', ()
 
 test('settings that change the arithmetic and are not supported are refused by name', () => {
   const unsupported: Record<string, unknown> = {
-    use_dora: true,
-    use_rslora: true,
-    bias: 'lora_only',
-    lora_bias: true,
-    rank_pattern: { q_proj: 4 },
-    alpha_pattern: { q_proj: 4 },
-    layers_to_transform: [0],
-    exclude_modules: ['v_proj'],
+    alora_invocation_tokens: [1],
+    use_qalora: true,
+    ensure_weight_tying: true,
     target_parameters: ['x'],
-    trainable_token_indices: [1],
     layer_replication: [[0, 2]],
     init_lora_weights: 'pissa',
   };

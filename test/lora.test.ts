@@ -4,11 +4,14 @@ import { backward, noGrad, scope } from '../src/autograd/index.js';
 import {
   chooseTargets,
   denseLayers,
+  fullConfig,
   LoraAdapters,
   LoraBranch,
   type LoraConfig,
   LoraLinear,
+  siteOf,
 } from '../src/lora/index.js';
+import { VARIANTS } from '../src/lora/variants/index.js';
 import { buildCausalLM } from '../src/models/load.js';
 import { Linear, type Module, withTraining } from '../src/nn/index.js';
 import { full, tensor } from '../src/tensor/create.js';
@@ -96,8 +99,9 @@ test('settings out of range, or misspelt, are errors that name them', () => {
     [{ targetModules: [] }, /\[lora targetModules\].*none/],
     [
       { targetModules: 'q_proj' },
-      /\[lora targetModules\] expected a list of names, received "q_proj"/,
+      /\[lora targetModules\] expected a regular expression .*"q_proj", which matches none.*in a list/,
     ],
+    [{ targetModules: 3 }, /\[lora targetModules\] expected a list of names.*received 3/],
     [{ ranks: 4 }, /\[lora\].*"ranks".*rank/],
     [{ target_modules: ['q_proj'] }, /\[lora\].*"target_modules".*targetModules/],
   ];
@@ -183,15 +187,8 @@ test('A is random by seed and layer, B is zero; the defaults are those documente
 test('A starts with the spread of PEFT: 1/√(3·in) for Kaiming, 1/r for Gaussian', () => {
   const layer = new Linear(full([4, 300], 0, { backend: reference }));
   for (const init of ['kaiming', 'gaussian'] as const) {
-    const config = {
-      rank: 50,
-      alpha: 1,
-      targetModules: ['l'],
-      dropout: 0,
-      init,
-      modulesToSave: [],
-    };
-    const branch = LoraBranch.create('l', layer, config, 5);
+    const config = fullConfig({ rank: 50, alpha: 1, targetModules: ['l'], init });
+    const branch = VARIANTS.lora.create(siteOf('l', layer), config, 5) as LoraBranch;
     const values = branch.a.toNumbers();
     const mean = values.reduce((n, v) => n + v, 0) / values.length;
     const std = Math.sqrt(values.reduce((n, v) => n + (v - mean) ** 2, 0) / values.length);
@@ -212,10 +209,10 @@ test('a hand-computed layer: value, scaling and gradients', () => {
     const make = (values: number[], shape: number[]) =>
       tensor(values, shape, { backend: reference });
     const base = new Linear(make([1, 2, 3, 4], [2, 2]), make([10, 20], [2]));
-    const layer = new LoraLinear(base);
+    const layer = new LoraLinear(base, 'l');
     const a = make([1, -1], [1, 2]);
     const b = make([2, 3], [2, 1]);
-    const branch = new LoraBranch('l', a, b, 0.5, 0);
+    const branch = LoraBranch.of(layer.site, a, b, 0.5);
     branch.setTrainable(true);
     layer.branches.set('x', branch);
     const x = make([5, 7], [1, 2]);

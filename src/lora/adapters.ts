@@ -1,14 +1,19 @@
-import { noGrad, scope, setTrainable } from '../autograd/index.js';
-import type { Dense, Module, ParameterSource } from '../nn/index.js';
-import { cast } from '../ops/index.js';
+import { setTrainable } from '../autograd/index.js';
+import type { Module, ParameterSource } from '../nn/index.js';
 import type { DType } from '../tensor/dtype.js';
-import { failure, nearest, shapeText } from '../tensor/errors.js';
-import { type Shape, sameShape } from '../tensor/shape.js';
+import { failure, nearest } from '../tensor/errors.js';
+import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
-import { baseOf, LoraBranch, LoraLinear, type MergeWeights, mergeWeights } from './layer.js';
-import { SavedModules } from './saved.js';
-import { chooseTargets, type Target } from './targets.js';
+import type { Branch, Variant } from './branch.js';
+import { endPattern, type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
+import { Host } from './host.js';
+import type { MergeWeights } from './layer.js';
+import { type Merged, mergedSource, mergeIn } from './merging.js';
+import { withRows } from './mixed.js';
+import type { Site } from './site.js';
+import { chooseLayers, type Target, targetLayers } from './targets.js';
+import { TOKEN_ROWS, TokenRows } from './tokens.js';
+import { VARIANTS } from './variants/index.js';
 
 /** PEFT's prefix of every tensor's name in an adapter file. */
 export const PEFT_PREFIX = 'base_model.model.';
@@ -22,16 +27,15 @@ export type BranchTensors = (
   readonly b: Tensor;
 };
 
-/** Throws unless a branch's A is [r, in] and its B [out, r]. */
-function checkShapes(branch: LoraBranch, rank: number, layer: Dense): void {
-  const { path, a, b } = branch;
-  const wanted = [
-    [rank, layer.inFeatures],
-    [layer.outFeatures, rank],
-  ] as const;
-  if (sameShape(a.shape, wanted[0]) && sameShape(b.shape, wanted[1])) return;
-  const text = (shapes: readonly Shape[]) => shapes.map(shapeText).join(' and ');
-  throw failure(`lora adapter, ${path}`, text(wanted), text([a.shape, b.shape]));
+/** The tensor of an adapter under PEFT's name without its prefix; the adapter owns it. */
+export type AdapterSource = (key: string) => Tensor;
+
+/** What a file said and an adapter does not need. */
+export interface FileNotes {
+  /** Its `modules_to_save`, where PEFT's rule takes more modules by those names than ours. */
+  readonly modulesToSave?: readonly string[];
+  /** The dtype of each copy of a base's table that came along, by its key. */
+  readonly tables?: ReadonlyMap<string, DType>;
 }
 
 /** What a model is for, in PEFT's words. */
@@ -47,30 +51,34 @@ function defaultsFor(model: Module): Partial<LoraConfig> {
 /** The object that holds the adapters of each model. */
 const OWNERS = new WeakMap<Module, LoraAdapters>();
 
+/** How the branches of a new adapter are made, and where the parameters it holds whole come from. */
+interface Making {
+  branch(variant: Variant, site: Site, config: FullLoraConfig): Branch;
+  tokens(site: Site, ids: readonly number[]): Branch;
+  readonly saved?: AdapterSource;
+  /** Whether every name and pattern must match something. */
+  readonly strict: boolean;
+}
+
 /**
- * The LoRA adapters of a model: several by name, at most one active. The model's own parameters
- * are frozen and never written; with no adapter active its outputs are the base's, bit for bit.
+ * The LoRA adapters of a model: several by name, of which none, one or several are active. The
+ * model's own parameters are frozen and never written; with no adapter active its outputs are the
+ * base's, bit for bit.
  */
 export class LoraAdapters {
   readonly #configs = new Map<string, FullLoraConfig>();
-  readonly #wrapped = new Map<string, { target: Target; layer: LoraLinear }>();
-  readonly #base: ReadonlyMap<string, Tensor>;
-  readonly #saved: SavedModules;
-  #active: string | null = null;
+  readonly #notes = new WeakMap<FullLoraConfig, FileNotes>();
+  readonly #host: Host;
+  #active: readonly string[] = [];
+  #merged: Merged | null = null;
 
   /**
    * @param model a plain model; its parameters become frozen
    * @throws when it has adapters already: one object holds all of a model's
    */
   constructor(readonly model: Module) {
-    for (const { path, module } of model.namedModules()) {
-      if (module instanceof LoraLinear) {
-        throw failure('lora', 'a plain model', `one with adapters on ${path}`);
-      }
-    }
-    this.#base = new Map(model.namedParameters());
-    this.#saved = new SavedModules(model);
-    for (const p of this.#base.values()) setTrainable(p, false);
+    this.#host = new Host(model);
+    for (const p of this.#host.base.values()) setTrainable(p, false);
     OWNERS.set(model, this);
   }
 
@@ -84,8 +92,13 @@ export class LoraAdapters {
     return [...this.#configs.keys()];
   }
 
-  /** The active adapter, or null. */
+  /** The active adapter; null where none or several are. */
   get active(): string | null {
+    return this.#active.length === 1 ? (this.#active[0] as string) : null;
+  }
+
+  /** Names of the active adapters. */
+  get activeNames(): readonly string[] {
     return this.#active;
   }
 
@@ -93,21 +106,30 @@ export class LoraAdapters {
     return this.#configs.get(this.#known(name)) as FullLoraConfig;
   }
 
+  /** What the file said that an adapter came from. */
+  notes(name: string): FileNotes {
+    return this.#notes.get(this.config(name)) ?? {};
+  }
+
   /**
    * Adds a new adapter, trainable and active: A random by the seed and the layer's path, B zero.
-   * @throws when the name is taken, a setting is out of range, or a target matches nothing
+   * @throws when the name is taken, a setting is out of range, or a name or pattern matches nothing
    */
   add(name: string, config: LoraConfig, seed: number): this {
     const full = fullConfig({ ...defaultsFor(this.model), ...config });
     this.#checkSaved(config.modulesToSave ?? []);
-    this.#attach(name, full, (path, target) => LoraBranch.create(path, target.layer, full, seed));
+    this.#attach(name, full, {
+      branch: (variant, site) => variant.create(site, full, seed),
+      tokens: (site, ids) => TokenRows.create(site, ids),
+      strict: true,
+    });
     return this.setTrainable(name, true).setActive(name);
   }
 
   /**
    * Adds an adapter from tensors, A [r, in] and B [out, r], frozen and active. The adapter owns
    * the tensors.
-   * @param saved the f32 parameters of the modules saved whole, by name; default the base's
+   * @param saved the f32 parameters that the adapter holds whole, by name; default the base's
    * @throws on a tensor of another shape; those asked for so far are then freed
    */
   addFrom(
@@ -117,88 +139,165 @@ export class LoraAdapters {
     saved?: (parameter: string) => Tensor,
   ): this {
     const full = fullConfig(config);
-    const branchOf = (path: string, target: Target) => {
-      const { a, b } = tensors(path, target.layer);
-      const scaling = full.alpha / full.rank;
-      const branch = new LoraBranch(path, a.keep(), b.keep(), scaling, full.dropout);
-      try {
-        checkShapes(branch, full.rank, target.layer);
-      } catch (error) {
-        branch.dispose();
-        throw error;
-      }
-      return branch;
-    };
-    this.#attach(name, full, branchOf, saved);
+    this.#attach(name, full, {
+      branch: (variant, site) => {
+        const { a, b } = tensors(site.path, site);
+        return variant.from(site, full, (end) => {
+          if (end === site.names.a || end === site.names.b) return end === site.names.a ? a : b;
+          for (const t of [a, b]) t.dispose();
+          throw failure('lora addFrom', 'an adapter of A and B only', end, 'Use addTensors');
+        });
+      },
+      tokens: (site, ids) => TokenRows.create(site, ids),
+      ...(saved ? { saved } : {}),
+      strict: false,
+    });
     return this.setTrainable(name, false).setActive(name);
   }
 
-  #attach(
-    name: string,
-    config: FullLoraConfig,
-    make: (path: string, target: Target) => LoraBranch,
-    saved?: (parameter: string) => Tensor,
-  ): void {
-    if (name === '' || this.#configs.has(name)) {
-      throw failure('lora adapter', 'a new, non-empty name', `"${name}"`);
+  /**
+   * Adds an adapter from all its tensors, frozen and active.
+   * @param source the f32 tensors by PEFT's names without their prefix, as {@link expected} lists
+   * @param notes what a file said, to be said again when it is saved
+   * @throws on a tensor of another shape; those asked for so far are then freed
+   */
+  addTensors(name: string, config: LoraConfig, source: AdapterSource, notes?: FileNotes): this {
+    const full = { ...fullConfig(config) };
+    if (notes) this.#notes.set(full, notes);
+    const of = (site: Site) => (end: string) => source(`${site.path}.${end}`);
+    this.#attach(name, full, {
+      branch: (variant, site) => variant.from(site, full, of(site)),
+      tokens: (site, ids) => TokenRows.from(site, ids, of(site)),
+      saved: source,
+      strict: false,
+    });
+    return this.setTrainable(name, false).setActive(name);
+  }
+
+  /** Shapes of all tensors of an adapter of these settings, by PEFT's names without their prefix. */
+  expected(config: FullLoraConfig): Map<string, Shape> {
+    const out = new Map<string, Shape>();
+    const paths = new Set<string>();
+    for (const target of chooseLayers(this.model, config, false)) {
+      const site = this.#host.site(target);
+      paths.add(site.path);
+      for (const [end, shape] of VARIANTS[config.variant].shapes(site, config)) {
+        out.set(`${site.path}.${end}`, shape);
+      }
     }
-    const targets = chooseTargets(this.model, config.targetModules, config.modulesToSave);
-    const made: [Target, LoraBranch][] = [];
+    for (const [target, ids] of this.#host.tokenTargets(config)) {
+      const { path, outFeatures } = this.#host.site(target);
+      out.set(`${path}.${TOKEN_ROWS}`, [ids.length, outFeatures]);
+    }
+    for (const { key, base } of this.#host.saved.parameters(config, paths).values()) {
+      out.set(key, base.shape);
+    }
+    return out;
+  }
+
+  #attach(name: string, config: FullLoraConfig, making: Making): void {
+    this.#checkPlain('add');
+    this.#checkNew(name);
+    const targets = chooseLayers(this.model, config, making.strict);
+    if (making.strict) checkPatterns(config, targets);
+    const made: [Target, Branch][] = [];
     try {
-      for (const t of targets) made.push([t, make(t.path, t)]);
-      this.#saved.add(name, config.modulesToSave, saved);
+      for (const t of targets) {
+        made.push([t, making.branch(VARIANTS[config.variant], this.#host.site(t), config)]);
+      }
+      for (const [t, ids] of this.#host.tokenTargets(config)) {
+        if (targets.some((other) => other.path === t.path)) {
+          throw failure('lora trainableTokens', 'an embedding without LoRA', t.path);
+        }
+        made.push([t, making.tokens(this.#host.site(t), ids)]);
+      }
+      const paths = new Set(targets.map((t) => t.path));
+      this.#host.saved.add(name, config, paths, making.saved);
     } catch (error) {
       for (const [, branch] of made) branch.dispose();
       throw error;
     }
-    for (const [target, branch] of made) {
-      let held = this.#wrapped.get(target.path);
-      if (!held) {
-        const layer = new LoraLinear(baseOf(target.layer));
-        target.parent.replaceChild(target.name, layer);
-        held = { target, layer };
-        this.#wrapped.set(target.path, held);
-      }
-      held.layer.branches.set(name, branch);
-    }
+    for (const [target, branch] of made) this.#host.put(name, target, branch);
     this.#configs.set(name, config);
   }
 
-  /** Makes one adapter active, or none: then the model is the base. */
-  setActive(name: string | null): this {
-    if (name !== null) this.#known(name);
-    this.#active = name;
-    this.#saved.setActive(name);
-    for (const { layer } of this.#wrapped.values()) layer.active = name === null ? [] : [name];
+  /**
+   * Makes one adapter active, several at once, or none: then the model is the base. What several
+   * add to a layer is summed, whatever their order.
+   * @throws when two of them hold one parameter whole
+   */
+  setActive(active: string | null | readonly string[]): this {
+    const names = active === null ? [] : typeof active === 'string' ? [active] : [...active];
+    for (const name of names) this.#known(name);
+    if (new Set(names).size < names.length) {
+      throw failure('lora setActive', 'each adapter once', names.join(', '));
+    }
+    this.#checkPlain('setActive');
+    this.#host.saved.check(names);
+    this.#active = names;
+    this.#host.saved.setActive(names);
+    for (const { layer } of this.#host.wrapped.values()) layer.active = names;
     return this;
   }
 
-  /** Makes an adapter's A and B trainable or frozen, whichever is active. */
+  /** Makes an adapter's tensors trainable or frozen, whichever is active. */
   setTrainable(name: string, trainable: boolean): this {
     this.#known(name);
-    for (const branch of this.#branches(name)) branch.setTrainable(trainable);
-    this.#saved.setTrainable(name, trainable);
+    for (const branch of this.#host.branches(name)) branch.setTrainable(trainable);
+    this.#host.saved.setTrainable(name, trainable);
     return this;
+  }
+
+  /** Whether an adapter is trained. */
+  isTrainable(name: string): boolean {
+    return [...this.tensors(name).values()].some((t) => t.requiresGrad);
+  }
+
+  /** Gives an adapter another name. @throws when that is taken */
+  rename(from: string, to: string): this {
+    this.#known(from);
+    if (from === to) return this;
+    this.#checkPlain('rename');
+    this.#checkNew(to);
+    const configs = [...this.#configs];
+    this.#configs.clear();
+    for (const [name, config] of configs) this.#configs.set(name === from ? to : name, config);
+    for (const { layer } of this.#host.wrapped.values()) {
+      const branch = layer.branches.get(from);
+      if (branch && layer.branches.delete(from)) layer.branches.set(to, branch);
+    }
+    this.#host.saved.rename(from, to);
+    return this.setActive(this.#active.map((name) => (name === from ? to : name)));
+  }
+
+  /**
+   * Puts one adapter into the place of another, which is removed: it takes its name, and is active
+   * and trainable as that was. Rank, layers and settings may differ.
+   */
+  swap(name: string, by: string): this {
+    this.#known(name);
+    this.#known(by);
+    if (name === by) throw failure('lora swap', 'two adapters', `"${name}" twice`);
+    const trainable = this.isTrainable(name);
+    const active = this.#active.filter((n) => n !== by || !this.#active.includes(name));
+    this.setActive(null).remove(name).rename(by, name).setTrainable(name, trainable);
+    return this.setActive(active.map((n) => (n === by ? name : n)));
   }
 
   /** Removes an adapter; a layer that no adapter is left on becomes the plain base layer again. */
   remove(name: string): this {
     this.#known(name);
-    if (this.#active === name) this.setActive(null);
-    this.#saved.remove(name);
-    for (const [path, { target, layer }] of this.#wrapped) {
-      layer.branches.get(name)?.dispose();
-      layer.branches.delete(name);
-      if (layer.branches.size > 0) continue;
-      target.parent.replaceChild(target.name, layer.base);
-      this.#wrapped.delete(path);
-    }
+    this.#checkPlain('remove');
+    if (this.#active.includes(name)) this.setActive(this.#active.filter((n) => n !== name));
+    this.#host.saved.remove(name);
+    this.#host.take(name);
     this.#configs.delete(name);
     return this;
   }
 
   /** Removes every adapter: the model is the plain base again. */
   dispose(): void {
+    this.unmerge();
     for (const name of this.names()) this.remove(name);
   }
 
@@ -209,12 +308,101 @@ export class LoraAdapters {
   /** An adapter's tensors under PEFT's names, in the order of PEFT's files. */
   tensors(name: string): Map<string, Tensor> {
     const out = new Map<string, Tensor>();
-    for (const branch of this.#branches(this.#known(name))) {
-      out.set(`${PEFT_PREFIX}${branch.path}.lora_A.weight`, branch.a);
-      out.set(`${PEFT_PREFIX}${branch.path}.lora_B.weight`, branch.b);
+    for (const branch of this.#host.branches(this.#known(name))) {
+      for (const [end, t] of branch.tensors()) out.set(`${PEFT_PREFIX}${branch.path}.${end}`, t);
     }
-    for (const [parameter, t] of this.#saved.tensors(name)) out.set(PEFT_PREFIX + parameter, t);
+    const keys = this.#host.saved.parameters(this.config(name), this.#paths(name));
+    for (const [parameter, t] of this.#host.saved.tensors(name)) {
+      out.set(PEFT_PREFIX + (keys.get(parameter)?.key ?? parameter), t);
+    }
     return new Map([...out].sort(([x], [y]) => (x < y ? -1 : 1)));
+  }
+
+  /** Those of an adapter's tensors that are nearest to the outputs: each B. LoRA+ trains them faster. */
+  outputTensors(name: string): Set<string> {
+    const out = new Set<string>();
+    for (const branch of this.#host.branches(this.#known(name))) {
+      for (const end of branch.outputs) out.add(`${PEFT_PREFIX}${branch.path}.${end}`);
+    }
+    return out;
+  }
+
+  /** The layers that an adapter has A and B on, plain or wrapped. */
+  targets(name: string): Target[] {
+    const paths = this.#paths(this.#known(name));
+    return targetLayers(this.model).filter((t) => paths.has(t.path));
+  }
+
+  /** Paths of the layers that an adapter has A and B on. */
+  #paths(name: string): Set<string> {
+    const branches = [...this.#host.branches(name)];
+    return new Set(branches.filter((b) => !(b instanceof TokenRows)).map((b) => b.path));
+  }
+
+  /**
+   * Runs `fn` with a mixed batch: each row of the batch has its own adapter, or none. Rows are
+   * told by the first dimension of what a layer is given.
+   * @param rows an adapter's name, or null for the base, for every row
+   * @throws when an adapter among them holds parameters whole: those cannot differ by row
+   */
+  withRows<T>(rows: readonly (string | null)[], fn: () => T): T {
+    this.#checkPlain('withRows');
+    for (const name of new Set(rows)) {
+      if (name === null) continue;
+      const [whole] = this.#host.saved.tensors(this.#known(name)).keys();
+      if (whole === undefined) continue;
+      throw failure(
+        'lora withRows',
+        'adapters of LoRA layers only',
+        `"${name}", which holds ${whole}`,
+      );
+    }
+    const before = this.#active;
+    this.setActive(null);
+    try {
+      return withRows(this.#host, rows, fn);
+    } finally {
+      this.setActive(before);
+    }
+  }
+
+  /**
+   * Merges adapters into the model in place: touched layers become plain ones of new weights (f32
+   * sum, rounded once to the base's dtype), which cost one copy of those weights while merged. The
+   * base's own stay as they are, so that {@link unmerge} gives them back bit for bit.
+   * @param adapters names, or the weight of each name; default the active ones
+   */
+  merge(adapters: MergeWeights = this.#active): this {
+    this.#checkPlain('merge');
+    this.#merged = mergeIn(this.#host, this.#weights(adapters));
+    return this;
+  }
+
+  /** Names of the adapters that are merged into the model now. */
+  get merged(): readonly string[] {
+    return this.#merged?.names ?? [];
+  }
+
+  /** Takes merged adapters out again: what was active before is active again. */
+  unmerge(): this {
+    this.#merged?.undo();
+    this.#merged = null;
+    return this.setActive(this.#active);
+  }
+
+  /**
+   * Merges adapters for good: the model becomes plain, without a trace of LoRA; every adapter, and
+   * the weights of the base that were replaced, are freed. This object has no adapter any more.
+   * @param adapters names, or the weight of each name; default those merged now, or active
+   * @returns the model
+   */
+  fuse(adapters?: MergeWeights): Module {
+    if (!this.#merged || adapters) this.unmerge().merge(adapters);
+    this.#merged?.keep();
+    this.#merged = null;
+    this.#active = [];
+    this.#configs.clear();
+    return this.model;
   }
 
   /**
@@ -228,21 +416,7 @@ export class LoraAdapters {
    *   hold whole
    */
   mergedSource(adapters: MergeWeights, dtype?: DType): ParameterSource {
-    const weights = this.#mergeWeights(adapters);
-    return (parameterName) => {
-      const path = parameterName.replace(/\.weight$/, '');
-      const held = parameterName.endsWith('.weight') ? this.#wrapped.get(path) : undefined;
-      if (held && [...weights.keys()].some((n) => held.layer.branches.has(n))) {
-        const merged = held.layer.merged(weights, dtype);
-        merged.bias?.dispose();
-        return merged.weight;
-      }
-      const base = this.#base.get(parameterName);
-      if (!base) throw failure('merge', 'a parameter of the base', `"${parameterName}"`);
-      const whole = this.#mergedWhole(parameterName, weights);
-      if (whole) return noGrad(() => scope(() => cast(whole, dtype ?? base.dtype)));
-      return base.alias();
-    };
+    return mergedSource(this.#host, this.#weights(adapters), dtype);
   }
 
   /** Names of the base's parameters that merging these adapters changes; nothing is computed. */
@@ -250,20 +424,24 @@ export class LoraAdapters {
     const out = new Set<string>();
     for (const name of names) {
       this.#known(name);
-      for (const branch of this.#branches(name)) out.add(`${branch.path}.weight`);
-      for (const parameter of this.#saved.tensors(name).keys()) out.add(parameter);
+      for (const branch of this.#host.branches(name)) {
+        out.add(`${branch.path}.weight`);
+        if (branch.changesBias) out.add(`${branch.path}.bias`);
+      }
+      for (const parameter of this.#host.saved.tensors(name).keys()) out.add(parameter);
     }
     return out;
   }
 
   /** The names and weights of a merge, checked. */
-  #mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number> {
-    const weights = mergeWeights(adapters);
-    for (const name of weights.keys()) this.#known(name);
-    if (weights.size === 0) throw failure('merge', 'at least one adapter', 'none');
-    if (Array.isArray(adapters) && weights.size < adapters.length) {
-      throw failure('merge', 'each adapter once', adapters.join(', '));
+  #weights(adapters: MergeWeights): ReadonlyMap<string, number> {
+    const names = adapters instanceof Map ? [...adapters.keys()] : (adapters as readonly string[]);
+    for (const name of names) this.#known(name);
+    if (names.length === 0) throw failure('merge', 'at least one adapter', 'none');
+    if (new Set(names).size < names.length) {
+      throw failure('merge', 'each adapter once', names.join(', '));
     }
+    const weights = adapters instanceof Map ? adapters : new Map(names.map((n) => [n, 1]));
     for (const [name, weight] of weights) {
       if (Number.isFinite(weight) && weight !== 0) continue;
       throw failure(`merge, adapter ${name}`, 'a finite weight other than 0', String(weight));
@@ -271,60 +449,37 @@ export class LoraAdapters {
     return weights;
   }
 
-  /** The copy of a parameter that an adapter of a merge holds whole, if one does. */
-  #mergedWhole(parameter: string, weights: ReadonlyMap<string, number>): Tensor | undefined {
-    const holders = [...weights.keys()].filter((n) => this.#saved.tensors(n).has(parameter));
-    const [first] = holders;
-    if (first === undefined) return undefined;
-    if (holders.length > 1) {
-      throw failure(
-        'merge',
-        `one adapter that holds ${parameter} whole (modules_to_save)`,
-        holders.join(' and '),
-        'Each holds its own in place of the base’s, and there is no sum of the two',
-      );
-    }
-    if (weights.get(first) !== 1) {
-      throw failure(
-        `merge, adapter ${first}`,
-        `weight 1, as it holds ${parameter} whole (modules_to_save)`,
-        String(weights.get(first)),
-        'A module in place of the base’s is taken or left; only LoRA updates have a weight',
-      );
-    }
-    return this.#saved.tensors(first).get(parameter);
-  }
-
-  /** The parameters that an adapter of this configuration holds whole: the base's, by name. */
-  savedParameters(config: FullLoraConfig): Map<string, Tensor> {
-    return this.#saved.parameters(config.modulesToSave);
-  }
-
   /** Names that a user asks for must be modules; PEFT's own defaults need not. */
   #checkSaved(asked: readonly string[]): void {
     for (const name of asked) {
-      if (this.#saved.parameters([name]).size > 0) continue;
+      const choice = { modulesToSave: [name], bias: 'none' } as const;
+      if (this.#host.saved.parameters(choice, new Set()).size > 0) continue;
       const paths = [...this.model.namedModules()].map((m) => m.path).filter((p) => p !== '');
       const near = nearest(name, paths, 3).join(', ');
-      throw failure(
-        'lora modulesToSave',
-        'names of modules of the model',
-        `"${name}"`,
-        `Nearest: ${near}`,
-      );
+      const expected = 'names of modules of the model';
+      throw failure('lora modulesToSave', expected, `"${name}"`, `Nearest: ${near}`);
     }
+  }
+
+  /** Names of the base's parameters that an adapter holds whole. */
+  wholeParameters(name: string): Set<string> {
+    return new Set(this.#host.saved.tensors(this.#known(name)).keys());
   }
 
   /** Every parameter of the base by its checkpoint's name. */
   baseParameters(): ReadonlyMap<string, Tensor> {
-    return this.#base;
+    return this.#host.base;
   }
 
-  *#branches(name: string): Generator<LoraBranch> {
-    for (const { layer } of this.#wrapped.values()) {
-      const branch = layer.branches.get(name);
-      if (branch) yield branch;
-    }
+  #checkNew(name: string): void {
+    if (name !== '' && !this.#configs.has(name)) return;
+    throw failure('lora adapter', 'a new, non-empty name', `"${name}"`);
+  }
+
+  #checkPlain(doing: string): void {
+    if (!this.#merged) return;
+    const names = this.#merged.names.join(', ');
+    throw failure(`lora ${doing}`, 'no adapter merged', names, 'Call unmerge() first');
   }
 
   #known(name: string): string {
@@ -336,5 +491,21 @@ export class LoraAdapters {
       `"${name}"`,
       near.length > 0 ? `There are: ${near.join(', ')}` : 'There is none yet',
     );
+  }
+}
+
+/** Throws if a pattern of ranks or alphas is for none of an adapter's layers. */
+function checkPatterns(config: FullLoraConfig, targets: readonly Target[]): void {
+  for (const setting of ['rankPattern', 'alphaPattern'] as const) {
+    for (const pattern of Object.keys(config[setting])) {
+      if (targets.some((t) => endPattern(pattern).test(t.path))) continue;
+      const near = nearest(
+        pattern,
+        targets.flatMap((t) => [t.name, t.path]),
+      );
+      const received = `"${pattern}", which matches none`;
+      const expected = 'patterns of layers of the adapter';
+      throw failure(`lora ${setting}`, expected, received, `Nearest: ${near.join(', ')}`);
+    }
   }
 }

@@ -1,7 +1,8 @@
 import { failure, nearest } from '../tensor/errors.js';
+import { initNames } from './init.js';
 
-/** How a new adapter's A begins: B is zero, so that either starts at the base model. */
-export type LoraInit = 'kaiming' | 'gaussian';
+/** How a new adapter's A and B begin; each starts at the base model. */
+export type LoraInit = 'kaiming' | 'gaussian' | 'orthogonal';
 
 /** Settings of a LoRA adapter. */
 export interface LoraConfig {
@@ -9,30 +10,166 @@ export interface LoraConfig {
   readonly rank?: number;
   /** The update is scaled by alpha / rank. Default 2 × rank. */
   readonly alpha?: number;
-  /** Layers by full path or last part of it (`q_proj`), or a preset: `attention`, `qv`, `all-linear`. */
-  readonly targetModules: readonly string[];
+  /**
+   * Layers by full path or last part of it (`q_proj`), or presets: `attention`, `qv`,
+   * `all-linear`. A string is one preset, or a regular expression that a whole path must match.
+   */
+  readonly targetModules: readonly string[] | string;
+  /** Layers not to take, though `targetModules` names them: names, or a regular expression. */
+  readonly excludeModules?: readonly string[] | string;
+  /** Numbers of the blocks whose layers are taken (`layers.3`). Default all. */
+  readonly layersToTransform?: readonly number[] | number;
+  /** Names of the lists of blocks that `layersToTransform` counts in. Default any. */
+  readonly layersPattern?: readonly string[] | string;
+  /** Other ranks, by name or regular expression of the end of a layer's path; the first counts. */
+  readonly rankPattern?: Readonly<Record<string, number>>;
+  /** Other alphas, in the same way. */
+  readonly alphaPattern?: Readonly<Record<string, number>>;
   /** Dropout on the adapter's input while training. Default 0. */
   readonly dropout?: number;
   /** Default kaiming, as PEFT's. */
   readonly init?: LoraInit;
+  /** What is done with A and B: `lora`, or `dora` (Liu et al., 2024). Default lora. */
+  readonly variant?: 'lora' | 'dora';
+  /** `rslora` scales by alpha / √rank (Kalajdzievski, 2023). Default `lora`: alpha / rank. */
+  readonly scaling?: 'lora' | 'rslora';
+  /** Whether B has a bias of its own. Default false. */
+  readonly loraBias?: boolean;
+  /** Biases of the model that are trained along: of every module, of the chosen layers. Default none. */
+  readonly bias?: 'none' | 'all' | 'lora_only';
   /**
    * Modules by full path or last part of it that are trained and saved whole, such as a
    * classifier's new head. Default none.
    */
   readonly modulesToSave?: readonly string[];
+  /**
+   * Tokens whose rows are trained: of the model's table of tokens, or of embeddings by name.
+   * Default none.
+   */
+  readonly trainableTokens?: readonly number[] | Readonly<Record<string, readonly number[]>>;
 }
 
 /** A configuration with every default filled and checked. */
 export type FullLoraConfig = Required<LoraConfig>;
 
-const SETTINGS: readonly string[] = [
-  'rank',
-  'alpha',
-  'targetModules',
-  'dropout',
-  'init',
-  'modulesToSave',
-];
+const DEFAULTS = {
+  rank: 8,
+  excludeModules: [],
+  layersToTransform: [],
+  layersPattern: [],
+  rankPattern: {},
+  alphaPattern: {},
+  dropout: 0,
+  init: 'kaiming',
+  variant: 'lora',
+  scaling: 'lora',
+  loraBias: false,
+  bias: 'none',
+  modulesToSave: [],
+  trainableTokens: [],
+} as const satisfies Partial<FullLoraConfig>;
+
+const SETTINGS: readonly string[] = ['targetModules', 'alpha', ...Object.keys(DEFAULTS)];
+
+const CHOICES = {
+  variant: ['lora', 'dora'],
+  scaling: ['lora', 'rslora'],
+  bias: ['none', 'all', 'lora_only'],
+  loraBias: [true, false],
+} as const;
+
+const isWhole = (value: unknown, least: number) =>
+  Number.isSafeInteger(value) && (value as number) >= least;
+
+function checkNames(key: string, value: unknown, text: boolean): void {
+  const names = text && typeof value === 'string' ? [value] : value;
+  if (Array.isArray(names) && names.every((n) => typeof n === 'string' && n !== '')) return;
+  const expected = text ? 'a list of names, or a regular expression as text' : 'a list of names';
+  throw failure(`lora ${key}`, expected, JSON.stringify(value) ?? 'nothing');
+}
+
+function checkPattern(key: string, value: unknown, fits: (v: unknown) => boolean, what: string) {
+  const received = JSON.stringify(value);
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw failure(`lora ${key}`, `${what} by pattern`, received);
+  }
+  for (const [pattern, v] of Object.entries(value)) {
+    if (pattern === '' || !fits(v)) {
+      throw failure(`lora ${key}`, `${what} for "${pattern}"`, JSON.stringify(v) ?? 'nothing');
+    }
+  }
+}
+
+/** The settings that fit or not alone. */
+function checkValues(full: FullLoraConfig): void {
+  const { rank, alpha, dropout } = full;
+  if (!isWhole(rank, 1)) {
+    throw failure('lora rank', 'a whole number of 1 or more', String(rank));
+  }
+  if (!Number.isFinite(alpha)) throw failure('lora alpha', 'a number', String(alpha));
+  if (!(dropout >= 0 && dropout < 1)) {
+    throw failure('lora dropout', '0 ≤ p < 1', String(dropout));
+  }
+  checkNames('targetModules', full.targetModules, true);
+  if (full.targetModules.length === 0) {
+    throw failure('lora targetModules', 'at least one name', 'none');
+  }
+  if (full.excludeModules !== '') checkNames('excludeModules', full.excludeModules, true);
+  checkNames('layersPattern', full.layersPattern, true);
+  checkNames('modulesToSave', full.modulesToSave, false);
+  const layers = [full.layersToTransform].flat();
+  if (!layers.every((n) => isWhole(n, 0))) {
+    throw failure('lora layersToTransform', 'a list of numbers of blocks', JSON.stringify(layers));
+  }
+  checkPattern('rankPattern', full.rankPattern, (v) => isWhole(v, 1), 'a rank of 1 or more');
+  checkPattern('alphaPattern', full.alphaPattern, (v) => Number.isFinite(v), 'a number');
+  const ids = (v: unknown) =>
+    Array.isArray(v) &&
+    v.length > 0 &&
+    v.every((n) => isWhole(n, 0)) &&
+    new Set(v).size === v.length;
+  const tokens = full.trainableTokens;
+  const none = Array.isArray(tokens) && tokens.length === 0;
+  const byName = none ? {} : Array.isArray(tokens) ? { embedding: tokens } : tokens;
+  checkPattern('trainableTokens', byName, ids, 'a list of token ids, each once');
+  const inits = initNames();
+  if (!inits.includes(full.init)) {
+    throw failure('lora init', inits.join(' or '), JSON.stringify(full.init));
+  }
+  for (const [key, choices] of Object.entries(CHOICES)) {
+    const value = full[key as keyof typeof CHOICES];
+    if ((choices as readonly unknown[]).includes(value)) continue;
+    throw failure(`lora ${key}`, choices.join(' or '), JSON.stringify(value) ?? 'nothing');
+  }
+}
+
+/** The settings that do not go together. */
+function checkTogether(full: FullLoraConfig): void {
+  const { layersToTransform, layersPattern, targetModules, loraBias, variant, init, rank } = full;
+  const blocks = [layersToTransform].flat();
+  if (typeof targetModules === 'string' && blocks.length > 0) {
+    throw failure(
+      'lora layersToTransform',
+      'targetModules as a list of names',
+      `the regular expression "${targetModules}"`,
+      'Say in the expression which blocks it means',
+    );
+  }
+  if (layersPattern.length > 0 && blocks.length === 0) {
+    throw failure('lora layersPattern', 'layersToTransform with it', 'none');
+  }
+  if (loraBias && variant !== 'lora') {
+    throw failure('lora loraBias', 'the variant lora', variant, 'PEFT has no other either');
+  }
+  if (loraBias && init !== 'kaiming') {
+    throw failure('lora loraBias', 'the init kaiming', init, 'PEFT has no other either');
+  }
+  const ranks = [rank, ...Object.values(full.rankPattern)];
+  const odd = ranks.find((r) => r % 2 !== 0);
+  if (init === 'orthogonal' && odd !== undefined) {
+    throw failure('lora init orthogonal', 'an even rank', String(odd));
+  }
+}
 
 /** Fills the defaults. @throws naming the setting that is unknown or out of range */
 export function fullConfig(config: LoraConfig): FullLoraConfig {
@@ -41,33 +178,62 @@ export function fullConfig(config: LoraConfig): FullLoraConfig {
     const near = nearest(key.replaceAll('_', ''), SETTINGS, 1).join('');
     throw failure('lora', `settings of ${SETTINGS.join(', ')}`, `"${key}"`, `Nearest: ${near}`);
   }
-  const rank = config.rank ?? 8;
-  const full: FullLoraConfig = {
-    rank,
-    alpha: config.alpha ?? 2 * rank,
-    targetModules: config.targetModules,
-    dropout: config.dropout ?? 0,
-    init: config.init ?? 'kaiming',
-    modulesToSave: config.modulesToSave ?? [],
-  };
-  if (!Number.isSafeInteger(rank) || rank < 1) {
-    throw failure('lora rank', 'a whole number of 1 or more', String(rank));
+  const given = Object.fromEntries(Object.entries(config).filter(([, v]) => v !== undefined));
+  const full = { ...DEFAULTS, ...given } as unknown as FullLoraConfig;
+  const settled = { ...full, alpha: config.alpha ?? 2 * full.rank };
+  checkValues(settled);
+  checkTogether(settled);
+  return settled;
+}
+
+/** The settings of a configuration that differ from the defaults, and rank, alpha and targets. */
+export function sparseConfig(full: FullLoraConfig): LoraConfig {
+  const same = (key: string) =>
+    JSON.stringify(full[key as keyof FullLoraConfig]) ===
+    JSON.stringify(DEFAULTS[key as keyof typeof DEFAULTS]);
+  const always = ['rank', 'dropout', 'init'];
+  const entries = Object.entries(full).filter(([key]) => always.includes(key) || !same(key));
+  return Object.fromEntries(entries) as unknown as LoraConfig;
+}
+
+/** Rank and scaling of one layer: the settings' own, or the first pattern's that its path ends with. */
+export function settingsOf(
+  config: FullLoraConfig,
+  path: string,
+): { readonly rank: number; readonly scaling: number } {
+  const rank = patternValue(config.rankPattern, path) ?? config.rank;
+  const alpha = patternValue(config.alphaPattern, path) ?? config.alpha;
+  return { rank, scaling: alpha / (config.scaling === 'rslora' ? Math.sqrt(rank) : rank) };
+}
+
+function patternValue(patterns: Readonly<Record<string, number>>, path: string) {
+  for (const [pattern, value] of Object.entries(patterns)) {
+    if (endPattern(pattern).test(path)) return value;
   }
-  if (!Number.isFinite(full.alpha)) throw failure('lora alpha', 'a number', String(full.alpha));
-  if (!(full.dropout >= 0 && full.dropout < 1)) {
-    throw failure('lora dropout', '0 ≤ p < 1', String(full.dropout));
+  return undefined;
+}
+
+/** A regular expression for the end of a path, from the start of one of its parts. */
+export function endPattern(pattern: string): RegExp {
+  return regex(`(?:.*\\.)?(?:${pattern})`);
+}
+
+/**
+ * A regular expression, as Python writes it too, that a whole text must match.
+ * @throws naming the expression that is none
+ */
+export function regex(source: string): RegExp {
+  const inline = /^((?:\(\?:\.\*\\\.\)\?\(\?:)?)\(\?i\)/.exec(source);
+  const own = (inline ? (inline[1] as string) + source.slice(inline[0].length) : source)
+    .replaceAll('(?P<', '(?<')
+    .replaceAll(/\(\?P=(\w+)\)/g, '\\k<$1>');
+  try {
+    return new RegExp(`^(?:${own})$`, inline ? 'i' : '');
+  } catch (error) {
+    throw failure(
+      'lora pattern',
+      'a regular expression',
+      `"${source}": ${(error as Error).message}`,
+    );
   }
-  const targets: unknown = full.targetModules;
-  if (!Array.isArray(targets) || !targets.every((t) => typeof t === 'string')) {
-    throw failure('lora targetModules', 'a list of names', JSON.stringify(targets) ?? 'nothing');
-  }
-  if (targets.length === 0) throw failure('lora targetModules', 'at least one name', 'none');
-  const saved: unknown = full.modulesToSave;
-  if (!Array.isArray(saved) || !saved.every((t) => typeof t === 'string' && t !== '')) {
-    throw failure('lora modulesToSave', 'a list of names', JSON.stringify(saved));
-  }
-  if (full.init !== 'kaiming' && full.init !== 'gaussian') {
-    throw failure('lora init', 'kaiming or gaussian', `"${full.init}"`);
-  }
-  return full;
 }

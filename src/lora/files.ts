@@ -1,117 +1,84 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { noGrad, scope } from '../autograd/index.js';
 import { jsonBytes, readJsonObject, writeFilesAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
+import { Dense, PlainDense } from '../nn/index.js';
+import { cast } from '../ops/index.js';
+import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
-import { sameShape } from '../tensor/shape.js';
-import { type LoraAdapters, PEFT_PREFIX, peftTask } from './adapters.js';
-import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
-import { baseOf } from './layer.js';
-import { chooseTargets, denseLayers, peftTargets } from './targets.js';
+import { type Shape, sameShape } from '../tensor/shape.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { type FileNotes, type LoraAdapters, PEFT_PREFIX, peftTask } from './adapters.js';
+import { type FullLoraConfig, fullConfig, type LoraConfig, regex } from './config.js';
+import { baseFingerprint } from './fingerprint.js';
+import { peftConfig, readPeftConfig } from './peft.js';
+import {
+  chooseLayers,
+  hasName,
+  peftTargets,
+  plainLayer,
+  type Target,
+  targetLayers,
+} from './targets.js';
 
 const CONFIG = 'adapter_config.json';
 const WEIGHTS = 'adapter_model.safetensors';
 
-/** The layout version of PEFT that is written and read. */
-const PEFT_VERSION = '0.21.0';
+/** Our key of the base's hash, in the metadata of the weights: PEFT warns of keys in the config. */
+const BASE_HASH = 'lowrank_base';
 
-/** Values that PEFT 0.21 writes for what this adapter does not use; read, any other is an error. */
-const UNUSED: Readonly<Record<string, unknown>> = {
-  alora_invocation_tokens: null,
-  alpha_pattern: {},
-  arrow_config: null,
-  bias: 'none',
-  corda_config: null,
-  ensure_weight_tying: false,
-  eva_config: null,
-  exclude_modules: null,
-  kasa_config: null,
-  layer_replication: null,
-  layers_pattern: null,
-  layers_to_transform: null,
-  loftq_config: {},
-  lora_bias: false,
-  lora_ga_config: null,
-  megatron_config: null,
-  monteclora_config: null,
-  rank_pattern: {},
-  target_parameters: null,
-  trainable_token_indices: null,
-  use_bdlora: null,
-  use_dora: false,
-  use_qalora: false,
-  use_rslora: false,
-  velora_config: null,
-};
+/** Modules whose tables PEFT writes along when they have A and B, by its fixed names. */
+const TABLES = ['embed_tokens', 'lm_head'];
 
-/** Keys that do not change what a saved adapter computes. */
-const NEUTRAL = new Set([
-  'auto_mapping',
-  'base_model_name_or_path',
-  // Follows from the layers: true for Conv1D, whose weights are [in, out].
-  'fan_in_fan_out',
-  'inference_mode',
-  'megatron_core',
-  'peft_version',
-  'qalora_group_size',
-  'revision',
-  'task_type',
-  'runtime_config',
-]);
-
-const USED = new Set([
-  'peft_type',
-  'r',
-  'lora_alpha',
-  'lora_dropout',
-  'target_modules',
-  'init_lora_weights',
-  'modules_to_save',
-]);
-
-/** Starts that leave the base weights alone; others (pissa, olora, …) subtract from them. */
-const PLAIN_STARTS: readonly unknown[] = [true, false, 'gaussian', 'orthogonal', 'eva'];
-
-/** Whether a value says "not used" as PEFT writes it. */
-function isUnused(value: unknown, unused: unknown): boolean {
-  if (value === null || value === undefined || value === false) return true;
-  if (typeof value === 'object' && Object.keys(value as object).length === 0) return true;
-  return value === unused;
+/** Whether PEFT, seeing these targets, writes tables along. */
+function writesTables(
+  { targetModules, trainableTokens }: FullLoraConfig,
+  model: Target[],
+): boolean {
+  if (Object.keys(trainableTokens).length > 0) return false;
+  if (typeof targetModules !== 'string') return TABLES.some((n) => targetModules.includes(n));
+  if (targetModules === 'all-linear') return false;
+  const pattern = regex(targetModules);
+  return model.some(({ path }) => TABLES.some((n) => path.endsWith(n)) && pattern.test(path));
 }
 
-/** The object that PEFT writes for an adapter. */
-function peftConfig(
-  config: FullLoraConfig,
-  targets: readonly string[],
-  baseName: string | null,
-  transposed: boolean,
-  task: string,
-): Record<string, unknown> {
-  const all: Record<string, unknown> = {
-    ...UNUSED,
-    auto_mapping: null,
-    base_model_name_or_path: baseName,
-    fan_in_fan_out: transposed,
-    inference_mode: true,
-    init_lora_weights: config.init === 'gaussian' ? 'gaussian' : true,
-    lora_alpha: config.alpha,
-    lora_dropout: config.dropout,
-    megatron_core: 'megatron.core',
-    modules_to_save: config.modulesToSave.length > 0 ? config.modulesToSave : null,
-    peft_type: 'LORA',
-    peft_version: PEFT_VERSION,
-    qalora_group_size: 16,
-    r: config.rank,
-    revision: null,
-    target_modules: targets,
-    task_type: task,
-  };
-  return Object.fromEntries(Object.entries(all).sort(([a], [b]) => (a < b ? -1 : 1)));
+/** The tables of the base that PEFT would write along with an adapter, by key. */
+function tablesOf(adapters: LoraAdapters, config: FullLoraConfig, own: readonly Target[]) {
+  const all = targetLayers(adapters.model);
+  const out = new Map<string, Tensor>();
+  if (!writesTables(config, all)) return out;
+  // The table of tokens is the first of a model; the head answers its vocabulary.
+  const tokens = all.find((t) => !(t.layer instanceof Dense));
+  for (const target of own) {
+    if (target.path !== tokens?.path && target.name !== 'lm_head') continue;
+    out.set(`${PEFT_PREFIX}${target.path}.base_layer.weight`, plainLayer(target).weight);
+  }
+  return out;
+}
+
+/**
+ * Names of modules as PEFT understands them: any end of a path counts there, even in the middle of
+ * a name, so that `norm` would also take `input_layernorm`. Where that takes more than ours, the
+ * paths are written.
+ */
+function peftModules(adapters: LoraAdapters, names: readonly string[]): string[] {
+  const paths = [...adapters.model.namedModules()].map((m) => m.path).filter((p) => p !== '');
+  return names.flatMap((name) => {
+    const ours = paths.filter((p) => hasName(p, name));
+    const theirs = paths.filter((p) => p.endsWith(name));
+    return theirs.length === ours.length ? [name] : ours;
+  });
+}
+
+/** The base's hash without what an adapter holds whole, which an adapter does not look at. */
+function fingerprint(adapters: LoraAdapters, name: string): string {
+  return baseFingerprint(adapters.baseParameters(), adapters.wholeParameters(name));
 }
 
 /**
  * Writes an adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, both or
- * neither replaced.
+ * neither replaced. The metadata of the weights also holds a hash of the base.
  * @param dir made if it does not exist
  * @param baseName recorded as the base model's name or path
  */
@@ -122,19 +89,33 @@ export function saveAdapter(
   baseName: string | null = null,
 ): void {
   const config = adapters.config(name);
-  const tensors = adapters.tensors(name);
-  const targets = peftTargets(adapters.model, config.targetModules, config.modulesToSave);
-  const transposed = chooseTargets(adapters.model, config.targetModules, config.modulesToSave).some(
-    (t) => baseOf(t.layer).transposed,
-  );
+  const notes = adapters.notes(name);
+  const own = adapters.targets(name);
+  const json = peftConfig(config, {
+    targets: peftTargets(adapters.model, config),
+    modulesToSave: notes.modulesToSave ?? peftModules(adapters, config.modulesToSave),
+    baseName,
+    // As PEFT: it sets the flag for Conv1D layers, not for embeddings.
+    transposed: own.map(plainLayer).some((l) => l instanceof PlainDense && l.transposed),
+    task: peftTask(adapters.model),
+  });
   mkdirSync(dir, { recursive: true });
-  writeFilesAtomic(dir, [
-    [WEIGHTS, safetensorsParts(tensors, { format: 'pt' })],
-    [
-      CONFIG,
-      [jsonBytes(peftConfig(config, targets, baseName, transposed, peftTask(adapters.model)))],
-    ],
-  ]);
+  scope(() => {
+    const tensors = adapters.tensors(name);
+    for (const [key, table] of tablesOf(adapters, config, own)) {
+      const dtype = notes.tables?.get(key) ?? table.dtype;
+      tensors.set(
+        key,
+        noGrad(() => cast(table, dtype)),
+      );
+    }
+    const sorted = new Map([...tensors].sort(([x], [y]) => (x < y ? -1 : 1)));
+    const metadata = { format: 'pt', [BASE_HASH]: fingerprint(adapters, name) };
+    writeFilesAtomic(dir, [
+      [WEIGHTS, safetensorsParts(sorted, metadata)],
+      [CONFIG, [jsonBytes(json)]],
+    ]);
+  });
 }
 
 /**
@@ -143,104 +124,131 @@ export function saveAdapter(
  */
 export function readAdapterConfig(dir: string): LoraConfig {
   const path = join(dir, CONFIG);
-  const json = readJsonObject(path, 'adapter');
-  if (json.peft_type !== 'LORA') {
-    throw failure(`adapter ${path}`, 'peft_type LORA', JSON.stringify(json.peft_type) ?? 'none');
+  return readPeftConfig(readJsonObject(path, 'adapter'), path);
+}
+
+/**
+ * The settings of a file for this model, and what to say again when it is saved. PEFT's rule for
+ * `modules_to_save` may have taken more modules than ours would: those in the file are named.
+ */
+function settle(
+  adapters: LoraAdapters,
+  config: FullLoraConfig,
+  file: SafetensorsFile,
+): { config: FullLoraConfig; notes: FileNotes } {
+  const { modulesToSave } = config;
+  const stored = new Set<string>();
+  for (const key of file.tensors.keys()) stored.add(key.slice(PEFT_PREFIX.length));
+  const more: string[] = [];
+  for (const name of adapters.baseParameters().keys()) {
+    const path = name.replace(/\.[^.]*$/, '');
+    const caught = modulesToSave.some((n) => path.endsWith(n) && !hasName(path, n));
+    if (caught && stored.has(name) && !more.includes(path)) more.push(path);
   }
-  for (const [key, value] of Object.entries(json)) {
-    if (USED.has(key) || NEUTRAL.has(key)) continue;
-    if (!(key in UNUSED)) {
-      console.error(`lowrank: ${path}: unknown key "${key}" is ignored`);
-    } else if (!isUnused(value, UNUSED[key])) {
-      throw failure(
-        `adapter ${path}`,
-        `${key} unused (it is not supported yet)`,
-        JSON.stringify(value),
-      );
+  if (more.length === 0) return { config, notes: {} };
+  return {
+    config: { ...config, modulesToSave: [...modulesToSave, ...more] },
+    notes: { modulesToSave },
+  };
+}
+
+const STORED: Readonly<Record<string, DType>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
+
+/**
+ * Takes the copies of the base's tables out of what a file holds, by key with their dtypes.
+ * @param problems gets those that are not the base's own
+ */
+function takeTables(
+  adapters: LoraAdapters,
+  config: FullLoraConfig,
+  file: SafetensorsFile,
+  left: Set<string>,
+  problems: string[],
+): Map<string, DType> {
+  const found = new Map<string, DType>();
+  for (const target of chooseLayers(adapters.model, config, false)) {
+    const key = `${PEFT_PREFIX}${target.path}.base_layer.weight`;
+    const entry = file.tensors.get(key);
+    if (!entry || !left.delete(key)) continue;
+    const base = plainLayer(target).weight;
+    const shapes = `expected ${shapeText(base.shape)}, received ${shapeText(entry.shape)}`;
+    const same = scope(() => {
+      if (!sameShape(entry.shape, base.shape)) return false;
+      const read = file.load(key, { backend: base.backend });
+      return Buffer.from(noGrad(() => cast(read, base.dtype)).bytes()).equals(base.bytes());
+    });
+    if (same) found.set(key, STORED[entry.dtype] ?? 'f32');
+    else {
+      const what = 'a table of the base itself, and it is not this base’s';
+      problems.push(sameShape(entry.shape, base.shape) ? `${key}: ${what}` : `${key}: ${shapes}`);
     }
   }
-  const wrong = (key: string, expected: string) =>
-    failure(`adapter ${path}`, `${key}: ${expected}`, JSON.stringify(json[key]) ?? 'nothing');
-  const number = (key: string, fallback?: number): number => {
-    const value = json[key] ?? fallback;
-    if (typeof value !== 'number') throw wrong(key, 'a number');
-    return value;
-  };
-  const targets = json.target_modules;
-  const names = typeof targets === 'string' ? [targets] : targets;
-  if (!Array.isArray(names) || !names.every((n) => typeof n === 'string')) {
-    throw wrong('target_modules', 'names');
+  return found;
+}
+
+/** Where a file's tensors are not those expected, a line each. */
+function tensorProblems(
+  file: SafetensorsFile,
+  expected: ReadonlyMap<string, Shape>,
+  left: ReadonlySet<string>,
+): string[] {
+  const problems: string[] = [];
+  for (const [key, shape] of expected) {
+    const entry = file.tensors.get(PEFT_PREFIX + key);
+    if (!entry) problems.push(`missing ${PEFT_PREFIX}${key} ${shapeText(shape)}`);
+    else if (!sameShape(entry.shape, shape)) {
+      const [want, got] = [shapeText(shape), shapeText(entry.shape)];
+      problems.push(`${PEFT_PREFIX}${key}: expected ${want}, received ${got}`);
+    }
   }
-  const saved = json.modules_to_save ?? [];
-  if (!Array.isArray(saved) || !saved.every((n) => typeof n === 'string' && n !== '')) {
-    throw wrong('modules_to_save', 'names');
+  const names = [...expected.keys()].map((key) => PEFT_PREFIX + key);
+  for (const key of left) {
+    if (!key.startsWith(PEFT_PREFIX) || !expected.has(key.slice(PEFT_PREFIX.length))) {
+      problems.push(`surplus ${key} (nearest: ${nearest(key, names, 1).join('')})`);
+    }
   }
-  const start = json.init_lora_weights ?? true;
-  if (!PLAIN_STARTS.includes(start)) {
-    throw wrong('init_lora_weights', `one of ${PLAIN_STARTS.join(', ')}`);
-  }
-  return {
-    rank: number('r'),
-    alpha: number('lora_alpha'),
-    dropout: number('lora_dropout', 0),
-    targetModules: names,
-    init: start === 'gaussian' ? 'gaussian' : 'kaiming',
-    ...(saved.length > 0 ? { modulesToSave: saved } : {}),
-  };
+  return problems;
+}
+
+/** Warns if a file was made for another base of the same shapes. */
+function checkBase(adapters: LoraAdapters, name: string, dir: string, stored?: string): void {
+  if (stored === undefined) return;
+  const own = fingerprint(adapters, name);
+  if (own === stored) return;
+  console.error(
+    `lowrank: WARNING: the adapter ${dir} was trained on another base than this one.\n` +
+      `  The shapes fit, but the weights differ: it records ${stored}, this base has ${own}.\n` +
+      '  Its outputs will hardly be what they were in training.',
+  );
 }
 
 /**
  * Adds an adapter from a PEFT directory to a model, frozen and active. The file's tensors must be
- * exactly those of the layers that the settings choose.
+ * exactly those of the layers that the settings choose. An adapter of ours that was trained on
+ * another base is loaded with a warning on stderr.
  * @throws listing every tensor that is missing, surplus or misshapen; the model is then unchanged
  */
 export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): void {
-  const config = fullConfig(readAdapterConfig(dir));
+  const settings = fullConfig(readAdapterConfig(dir));
   const file = SafetensorsFile.open(join(dir, WEIGHTS));
-  const problems: string[] = [];
-  const expected = new Map<string, readonly number[]>();
-  const chosen = chooseTargets(adapters.model, config.targetModules, config.modulesToSave);
-  for (const { path, layer } of chosen) {
-    expected.set(`${PEFT_PREFIX}${path}.lora_A.weight`, [config.rank, layer.inFeatures]);
-    expected.set(`${PEFT_PREFIX}${path}.lora_B.weight`, [layer.outFeatures, config.rank]);
-  }
-  for (const [parameter, base] of adapters.savedParameters(config)) {
-    expected.set(PEFT_PREFIX + parameter, base.shape);
-  }
-  for (const [key, shape] of expected) {
-    const entry = file.tensors.get(key);
-    if (!entry) problems.push(`missing ${key} ${shapeText(shape)}`);
-    else if (!sameShape(entry.shape, shape)) {
-      problems.push(`${key}: expected ${shapeText(shape)}, received ${shapeText(entry.shape)}`);
-    }
-  }
-  for (const key of file.tensors.keys()) {
-    if (expected.has(key)) continue;
-    problems.push(`surplus ${key} (nearest: ${nearest(key, expected.keys(), 1).join('')})`);
-  }
+  const { config, notes } = settle(adapters, settings, file);
+  const left = new Set(file.tensors.keys());
+  const wrong: string[] = [];
+  const expected = adapters.expected(config);
+  const tables = takeTables(adapters, config, file, left, wrong);
+  const problems = [...wrong, ...tensorProblems(file, expected, left)];
   if (problems.length > 0) {
+    const layers = chooseLayers(adapters.model, config, false).length;
     throw failure(
       `adapter ${dir}`,
-      `the tensors of rank ${config.rank} on ${chosen.length} layers`,
+      `the tensors of rank ${config.rank} on ${layers} layers`,
       `${problems.length} problems:\n  ${problems.join('\n  ')}`,
     );
   }
-  const options = {
-    backend: backendOf(adapters),
-    dtype: 'f32',
-    purpose: 'activation',
-  } as const;
-  const read = (parameter: string) => file.load(PEFT_PREFIX + parameter, options);
-  adapters.addFrom(
-    name,
-    config,
-    (path) => ({ a: read(`${path}.lora_A.weight`), b: read(`${path}.lora_B.weight`) }),
-    read,
-  );
-}
-
-function backendOf(adapters: LoraAdapters) {
-  const [target] = denseLayers(adapters.model);
-  if (!target) throw failure('adapter', 'a model with dense layers', 'none');
-  return baseOf(target.layer).weight.backend;
+  const [any] = adapters.baseParameters().values();
+  if (!any) throw failure('adapter', 'a model with parameters', 'none');
+  const options = { backend: any.backend, dtype: 'f32', purpose: 'activation' } as const;
+  const read = (key: string) => file.load(PEFT_PREFIX + key, options);
+  adapters.addTensors(name, config, read, { ...notes, tables });
+  checkBase(adapters, name, dir, file.metadata.get(BASE_HASH));
 }

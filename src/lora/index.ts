@@ -1,5 +1,18 @@
-export { LoraAdapters } from './adapters.js';
-export type { FullLoraConfig, LoraConfig, LoraInit } from './config.js';
+export { type AdapterSource, type FileNotes, LoraAdapters } from './adapters.js';
+export type { Branch, Variant } from './branch.js';
+export { type FullLoraConfig, fullConfig, type LoraConfig, type LoraInit } from './config.js';
 export { loadAdapter, readAdapterConfig, saveAdapter } from './files.js';
-export { LoraBranch, LoraLinear, type MergeWeights } from './layer.js';
-export { chooseTargets, denseLayers, PRESETS, type Target } from './targets.js';
+export { baseFingerprint } from './fingerprint.js';
+export { initNames, registerInit, type Start, type StartRequest } from './init.js';
+export { LoraEmbedding, LoraLinear, type MergeWeights } from './layer.js';
+export { type Site, siteOf } from './site.js';
+export {
+  chooseLayers,
+  chooseTargets,
+  denseLayers,
+  PRESETS,
+  type Target,
+  targetLayers,
+} from './targets.js';
+export { TokenRows } from './tokens.js';
+export { DoraBranch, LoraBranch } from './variants/index.js';

@@ -1,13 +1,13 @@
-import { noGrad, scope, setTrainable } from '../autograd/index.js';
-import { Dense, PlainDense, trainingContext } from '../nn/index.js';
-import { add, cast, dropout, linear, matmul, scale } from '../ops/index.js';
-import { tensor, zeros } from '../tensor/create.js';
+import { noGrad, scope } from '../autograd/index.js';
+import { Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
+import { add, cast, scale } from '../ops/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { isFiniteTensor } from '../tensor/finite.js';
-import { normal, streamOf, uniform } from '../tensor/random.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { FullLoraConfig } from './config.js';
+import type { Branch } from './branch.js';
+import { mixedSum } from './mixed.js';
+import { type Site, siteOf } from './site.js';
 
 /** The adapters of a merge: names, or the weight of each name. */
 export type MergeWeights = readonly string[] | ReadonlyMap<string, number>;
@@ -19,82 +19,212 @@ export function mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number
     : new Map((adapters as readonly string[]).map((name) => [name, 1]));
 }
 
-/** One adapter's share of one layer: ΔW = scaling · B A. */
-export class LoraBranch {
-  trainable = false;
+/** What stands in a model in the place of a layer that adapters have branches on. */
+export interface Wrapper extends Module {
+  readonly base: PlainDense | Embedding;
+  readonly site: Site;
+  /** Every adapter's branch by the adapter's name. */
+  readonly branches: Map<string, Branch>;
+  /** Names of the adapters that take part in the forward pass, in order. */
+  active: readonly string[];
+  /** The adapter of each row of a mixed batch, in place of the active ones; null where none is. */
+  rows: readonly (string | null)[] | null;
+}
+
+/**
+ * The base's output and what the active branches add to it. Each sees the base's output, not the
+ * sum so far, so that their order does not matter.
+ */
+function withBranches({ branches, active, rows, site }: Wrapper, x: Tensor, y: Tensor): Tensor {
+  if (rows) return mixedSum(site.path, branches, rows, x, y);
+  let sum = y;
+  for (const name of active) {
+    const change = branches.get(name)?.change(x, y);
+    if (change) sum = add(sum, change);
+  }
+  return sum;
+}
+
+/** base + Σ w·change of the adapters that have one, added in f32 and rounded once to `dtype`. */
+function summed(
+  base: Tensor,
+  weights: ReadonlyMap<string, number>,
+  changeOf: (name: string) => Tensor | null | undefined,
+  dtype: DType,
+): Tensor {
+  return noGrad(() =>
+    scope(() => {
+      let sum = cast(base, 'f32');
+      for (const [name, share] of weights) {
+        // A scope of its own: at most three f32 arrays of the weight's shape live at once.
+        const next = scope(() => {
+          const change = changeOf(name);
+          if (!change) return undefined;
+          return add(sum, share === 1 ? change : scale(change, share));
+        });
+        if (!next) continue;
+        sum.dispose();
+        sum = next;
+      }
+      return cast(sum, dtype);
+    }),
+  );
+}
+
+/** Throws, and frees it, if a merged tensor is not finite. */
+function checkMerged(merged: Tensor, name: string): Tensor {
+  if (isFiniteTensor(merged)) return merged;
+  const { shape, dtype } = merged;
+  merged.dispose();
+  throw failure(
+    'merge',
+    'finite weights',
+    `NaN or Inf in ${name} ${shapeText(shape)}`,
+    dtype === 'f16' ? 'Half floats end at 65504: try bf16 or f32' : undefined,
+  );
+}
+
+/**
+ * W + Σ w·ΔW of these adapters, added in f32 and rounded once. The base is not touched.
+ * @param dtype of the result; default W's
+ * @throws when the result is not finite
+ */
+export function mergedWeight(
+  { site, branches }: Pick<Wrapper, 'site' | 'branches'>,
+  weights: ReadonlyMap<string, number>,
+  dtype: DType = site.weight.dtype,
+): Tensor {
+  const merged = summed(site.weight, weights, (n) => branches.get(n)?.delta(), dtype);
+  return checkMerged(merged, `${site.path}.weight`);
+}
+
+/** The names of those of these adapters that change the bias of a layer. */
+export function biasChanges({ branches }: Wrapper, names: Iterable<string>): string[] {
+  return [...names].filter((name) => branches.get(name)?.changesBias);
+}
+
+/** The bias and what these adapters add to it, in the same way. @param bias what they add to */
+export function mergedBias(
+  { site, branches }: Wrapper,
+  weights: ReadonlyMap<string, number>,
+  bias: Tensor,
+  dtype: DType = bias.dtype,
+): Tensor {
+  const merged = summed(bias, weights, (n) => branches.get(n)?.biasDelta(), dtype);
+  return checkMerged(merged, `${site.path}.bias`);
+}
+
+/**
+ * A dense layer with LoRA branches beside its frozen weight (Hu et al., 2021):
+ * y = x Wᵀ + b + Σ over active adapters of scaling·(x Aᵀ) Bᵀ.
+ */
+export class LoraLinear extends Dense implements Wrapper {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  readonly branches = new Map<string, Branch>();
+  active: readonly string[] = [];
+  rows: readonly (string | null)[] | null = null;
+  readonly site: Site;
+
+  /** @param path of the layer in the model */
+  constructor(
+    readonly base: PlainDense,
+    path: string,
+  ) {
+    super();
+    this.inFeatures = base.inFeatures;
+    this.outFeatures = base.outFeatures;
+    this.site = siteOf(path, base);
+  }
+
+  /** x [.., in] → [.., out] */
+  forward(x: Tensor): Tensor {
+    if (this.active.length === 0 && !this.rows) return this.base.forward(x);
+    // A scope of its own, so that the parts of the sum do not wait for the end of the block's.
+    return scope(() => withBranches(this, x, this.base.forward(x)));
+  }
 
   /**
-   * @param path of the layer in the model; addresses its random numbers
-   * @param a [r, in]
-   * @param b [out, r]
-   * @param scaling alpha / r
+   * A plain layer whose weight is W + Σ w·ΔW of these adapters, added in f32 and rounded once.
+   * The base is not touched.
+   * @param adapters names, or each name's weight w; default 1
+   * @param dtype of the merged weight; default W's
+   * @throws when the merged weight is not finite, or a bias is to be added where there is none
    */
+  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): PlainDense {
+    const weights = mergeWeights(adapters);
+    const { bias } = this.base;
+    const [biased] = biasChanges(this, weights.keys());
+    if (biased !== undefined && !bias) throw noBias(this.site.path, biased);
+    const weight = mergedWeight(this, weights, dtype).keep();
+    weight.storage.retag('frozen');
+    if (!bias) return this.base.withWeights(weight, null);
+    const own = biased === undefined ? bias.alias() : mergedBias(this, weights, bias);
+    own.storage.retag('frozen');
+    return this.base.withWeights(weight, own.keep());
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const b of this.branches.values()) b.dispose();
+  }
+}
+
+/** The error of merging a bias of B into a layer without one. */
+export function noBias(path: string, adapter: string): Error {
+  return failure(
+    `merge, adapter ${adapter}`,
+    `a bias of ${path} for the adapter’s own (lora_bias) to be added to`,
+    'a layer without',
+    'Such an adapter can only be used unmerged',
+  );
+}
+
+/** An embedding with LoRA branches: y = W[id] + Σ over active adapters of scaling·A[:, id]ᵀ Bᵀ. */
+export class LoraEmbedding extends Module implements Wrapper {
+  readonly branches = new Map<string, Branch>();
+  active: readonly string[] = [];
+  rows: readonly (string | null)[] | null = null;
+  readonly site: Site;
+
   constructor(
-    readonly path: string,
-    readonly a: Tensor,
-    readonly b: Tensor,
-    readonly scaling: number,
-    readonly dropout: number,
-  ) {}
-
-  /** A new branch: A random, B zero, so that ΔW = 0. */
-  static create(path: string, base: Dense, config: FullLoraConfig, seed: number): LoraBranch {
-    const { rank, init, alpha } = config;
-    const { inFeatures, outFeatures } = base;
-    const address = { seed, stream: streamOf(`${path}.lora_A`) };
-    const count = rank * inFeatures;
-    // Kaiming uniform with slope √5, as loralib and PEFT: bound 1/√in. Gaussian, as PEFT: 1/r.
-    const bound = 1 / Math.sqrt(inFeatures);
-    const values =
-      init === 'kaiming'
-        ? Float32Array.from(uniform(address, count), (u) => (2 * u - 1) * bound)
-        : Float32Array.from(normal(address, count), (z) => z / rank);
-    const options = { backend: backendOf(base), purpose: 'trainable' } as const;
-    return new LoraBranch(
-      path,
-      tensor(values, [rank, inFeatures], options).keep(),
-      zeros([outFeatures, rank], options).keep(),
-      alpha / rank,
-      config.dropout,
-    );
+    readonly base: Embedding,
+    path: string,
+  ) {
+    super();
+    this.site = siteOf(path, base);
   }
 
-  get rank(): number {
-    return this.a.shape[0] as number;
+  /** The base's table; a head that shares it stays the base's, as in PEFT. */
+  get weight(): Tensor {
+    return this.base.weight;
   }
 
-  setTrainable(trainable: boolean): void {
-    setTrainable(this.a, trainable);
-    setTrainable(this.b, trainable);
-    this.trainable = trainable;
+  /** @param ids i32 [..] → [.., C] */
+  forward(ids: Tensor): Tensor {
+    if (this.active.length === 0 && !this.rows) return this.base.forward(ids);
+    return scope(() => withBranches(this, ids, this.base.forward(ids)));
   }
 
-  /** scaling · (x Aᵀ) Bᵀ, with dropout on x while training. @param x [.., in] → [.., out] */
-  forward(x: Tensor): Tensor {
-    const context = trainingContext();
-    const seen =
-      context && this.dropout > 0
-        ? dropout(x, this.dropout, {
-            seed: context.seed,
-            stream: streamOf(`${this.path}.lora_dropout`),
-            step: context.step,
-          })
-        : x;
-    // The scale meets the r-wide product, not the wide one.
-    return linear(scale(linear(seen, this.a), this.scaling), this.b);
+  /** As {@link Embedding.unembed}: a tied head sees rows trained for tokens, but no B A. */
+  unembed(hidden: Tensor, table?: Tensor): Tensor {
+    let y = this.base.unembed(hidden, table);
+    for (const name of this.active) {
+      const change = this.branches.get(name)?.headChange?.(hidden);
+      if (change) y = add(y, change);
+    }
+    return y;
   }
 
-  /** scaling · B A, [out, in], or [in, out] where `transposed`; f32. */
-  delta(transposed = false): Tensor {
-    const product = () =>
-      transposed ? matmul(this.a, this.b, { transA: true, transB: true }) : matmul(this.b, this.a);
-    return noGrad(() => scope(() => scale(product(), this.scaling)));
+  override dispose(): void {
+    super.dispose();
+    for (const b of this.branches.values()) b.dispose();
   }
+}
 
-  dispose(): void {
-    this.a.dispose();
-    this.b.dispose();
-  }
+/** Whether a module is a layer that adapters have branches on. */
+export function isWrapper(module: unknown): module is LoraLinear | LoraEmbedding {
+  return module instanceof LoraLinear || module instanceof LoraEmbedding;
 }
 
 /** The layer that holds the weights of a dense one. */
@@ -104,86 +234,4 @@ export function baseOf(layer: Dense): PlainDense {
     throw failure('lora', 'a layer with one weight', base.constructor.name);
   }
   return base;
-}
-
-function backendOf(layer: Dense) {
-  return baseOf(layer).weight.backend;
-}
-
-/**
- * A dense layer with LoRA branches beside its frozen weight (Hu et al., 2021):
- * y = x Wᵀ + b + Σ over active adapters of scaling·(x Aᵀ) Bᵀ.
- */
-export class LoraLinear extends Dense {
-  readonly inFeatures: number;
-  readonly outFeatures: number;
-  /** Every adapter's branch by the adapter's name. */
-  readonly branches = new Map<string, LoraBranch>();
-  /** Names of the adapters that take part in the forward pass, in order. */
-  active: readonly string[] = [];
-
-  constructor(readonly base: PlainDense) {
-    super();
-    this.inFeatures = base.inFeatures;
-    this.outFeatures = base.outFeatures;
-  }
-
-  /** x [.., in] → [.., out] */
-  forward(x: Tensor): Tensor {
-    if (this.active.length === 0) return this.base.forward(x);
-    // A scope of its own, so that the parts of the sum do not wait for the end of the block's.
-    return scope(() => {
-      let y = this.base.forward(x);
-      for (const name of this.active) {
-        const branch = this.branches.get(name);
-        if (branch) y = add(y, branch.forward(x));
-      }
-      return y;
-    });
-  }
-
-  /**
-   * A plain layer whose weight is W + Σ w·ΔW of these adapters, added in f32 and rounded once.
-   * The base is not touched.
-   * @param adapters names, or each name's weight w; default 1
-   * @param dtype of the merged weight; default W's
-   * @throws when the merged weight is not finite
-   */
-  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): PlainDense {
-    const { weight, bias } = this.base;
-    const merged = noGrad(() =>
-      scope(() => {
-        let sum = cast(weight, 'f32');
-        for (const [name, share] of mergeWeights(adapters)) {
-          const branch = this.branches.get(name);
-          if (!branch) continue;
-          // A scope of its own: at most three f32 arrays of the weight's shape live at once.
-          const next = scope(() => {
-            const delta = branch.delta(this.base.transposed);
-            return add(sum, share === 1 ? delta : scale(delta, share));
-          });
-          sum.dispose();
-          sum = next;
-        }
-        return cast(sum, dtype);
-      }),
-    ).keep();
-    if (!isFiniteTensor(merged)) {
-      merged.dispose();
-      const [branch] = this.branches.values();
-      throw failure(
-        'merge',
-        'finite weights',
-        `NaN or Inf in ${branch?.path}.weight ${shapeText(weight.shape)}`,
-        dtype === 'f16' ? 'Half floats end at 65504: try bf16 or f32' : undefined,
-      );
-    }
-    merged.storage.retag('frozen');
-    return this.base.withWeights(merged, bias ? bias.alias().keep() : null);
-  }
-
-  override dispose(): void {
-    super.dispose();
-    for (const b of this.branches.values()) b.dispose();
-  }
 }

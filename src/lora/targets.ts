@@ -1,87 +1,226 @@
-import { Dense, type Module } from '../nn/index.js';
+import { Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
+import { type FullLoraConfig, regex } from './config.js';
+import { isWrapper, LoraEmbedding, LoraLinear } from './layer.js';
 import { inSaved } from './saved.js';
 
-/** A dense layer that LoRA can wrap, and where it hangs. */
-export interface Target {
+/** A layer that LoRA can wrap, and where it hangs. */
+export interface Target<L extends Module = Dense | Embedding | LoraEmbedding> {
   readonly path: string;
-  readonly layer: Dense;
+  readonly layer: L;
   readonly parent: Module;
   /** Its property in the parent. */
   readonly name: string;
 }
 
+/** What of a configuration chooses layers. */
+export type Choice = Pick<FullLoraConfig, 'targetModules'> &
+  Partial<
+    Pick<
+      FullLoraConfig,
+      | 'excludeModules'
+      | 'layersToTransform'
+      | 'layersPattern'
+      | 'modulesToSave'
+      | 'rankPattern'
+      | 'alphaPattern'
+    >
+  >;
+
 /** Layers that answer the vocabulary or the classes; `all-linear` leaves them out, as PEFT does. */
 const OUTPUT_LAYERS = new Set(['lm_head', 'classifier', 'score']);
 
-/** Names that stand for several: the paper's choices, by the names models give those layers. */
-export const PRESETS: Readonly<Record<string, readonly string[]>> = {
-  attention: ['q_proj', 'k_proj', 'v_proj', 'o_proj'],
-  qv: ['q_proj', 'v_proj'],
+/**
+ * Names that stand for several: the paper's choices, by the names that models give those layers.
+ * Of the lists of one preset that counts which the model has.
+ */
+export const PRESETS: Readonly<Record<string, readonly (readonly string[])[]>> = {
+  attention: [
+    ['q_proj', 'k_proj', 'v_proj', 'o_proj'],
+    ['query', 'key', 'value', 'attention.output.dense'],
+    ['attn.c_attn', 'attn.c_proj'],
+  ],
+  qv: [
+    ['q_proj', 'v_proj'],
+    ['query', 'value'],
+  ],
 };
 
 /** Every dense layer of a model, those already wrapped too, but not the ones inside a wrapper. */
-export function denseLayers(model: Module): Target[] {
+export function denseLayers(model: Module): Target<Dense>[] {
+  return targetLayers(model).filter((t) => t.layer instanceof Dense) as Target<Dense>[];
+}
+
+/** Every layer that LoRA can stand on: the dense ones and the embeddings. */
+export function targetLayers(model: Module): Target[] {
   const out: Target[] = [];
   for (const { path, module, parent, name } of model.namedModules()) {
-    if (module instanceof Dense && parent && !(parent instanceof Dense)) {
+    const fits = module instanceof Dense || module instanceof Embedding || isWrapper(module);
+    if (fits && parent && !(parent instanceof Dense) && !isWrapper(parent)) {
       out.push({ path, layer: module, parent, name });
     }
   }
   return out;
 }
 
-/**
- * The layers that these names choose: a whole path, the last parts of one (`q_proj`,
- * `mlp.down_proj`), or a preset (`attention`, `qv`, `all-linear`).
- * @param saved names of modules that are saved whole: no layer in them is chosen
- * @throws when a name chooses nothing, with the nearest names there are
- */
-export function chooseTargets(
-  model: Module,
-  names: readonly string[],
-  saved: readonly string[] = [],
-): Target[] {
-  const layers = denseLayers(model).filter((t) => !inSaved(t.path, saved));
+/** Whether a path is a name or ends with it, from the start of one of its parts. */
+export function hasName(path: string, name: string): boolean {
+  return path === name || path.endsWith(`.${name}`);
+}
+
+function matchesNothing(setting: string, text: string, known: Iterable<string>): Error {
+  return failure(
+    `lora ${setting}`,
+    'names of layers of the model',
+    `"${text}", which matches none`,
+    `Nearest: ${nearest(text, known).join(', ')}`,
+  );
+}
+
+const isLinear = ({ layer, name }: Target) => layer instanceof Dense && !OUTPUT_LAYERS.has(name);
+
+const isPreset = (name: string) => name === 'all-linear' || Object.hasOwn(PRESETS, name);
+
+/** The names of layers that a preset stands for in this model; the first list where none is there. */
+function presetNames(preset: string, layers: readonly Target[]): readonly string[] {
+  const lists = PRESETS[preset] as readonly (readonly string[])[];
+  const there = (list: readonly string[]) =>
+    list.every((n) => layers.some((t) => hasName(t.path, n)));
+  return lists.find(there) ?? (lists[0] as readonly string[]);
+}
+
+/** The layers that names and presets, or a regular expression, choose. */
+function named(
+  setting: string,
+  names: readonly string[] | string,
+  layers: readonly Target[],
+): Set<Target> {
   const chosen = new Set<Target>();
   const take = (name: string, test: (t: Target) => boolean) => {
     const hits = layers.filter(test);
     if (hits.length === 0) {
       const known = [...layers.map((t) => t.name), ...Object.keys(PRESETS), 'all-linear'];
-      throw failure(
-        'lora targetModules',
-        'names of dense layers of the model',
-        `"${name}", which matches none`,
-        `Nearest: ${nearest(name, known).join(', ')}`,
-      );
+      throw matchesNothing(setting, name, known);
     }
     for (const t of hits) chosen.add(t);
   };
-  for (const name of names) {
-    if (name === 'all-linear') take(name, (t) => !OUTPUT_LAYERS.has(t.name));
+  if (typeof names === 'string' && !isPreset(names)) {
+    const pattern = regex(names);
+    if (layers.some((t) => pattern.test(t.path))) take(names, (t) => pattern.test(t.path));
     else {
-      for (const n of PRESETS[name] ?? [name]) {
-        take(n, (t) => t.path === n || t.path.endsWith(`.${n}`));
-      }
+      throw failure(
+        `lora ${setting}`,
+        'a regular expression that matches whole paths of layers',
+        `"${names}", which matches none`,
+        `Paths look like ${layers[0]?.path}; names of layers go in a list`,
+      );
     }
+    return chosen;
   }
-  return layers.filter((t) => chosen.has(t));
+  for (const name of typeof names === 'string' ? [names] : names) {
+    if (name === 'all-linear') take(name, isLinear);
+    else if (isPreset(name)) {
+      for (const n of presetNames(name, layers)) take(n, (t) => hasName(t.path, n));
+    } else take(name, (t) => hasName(t.path, name));
+  }
+  return chosen;
+}
+
+/** The number of the block that a layer lies in, as PEFT finds it; undefined outside of blocks. */
+function blockOf(path: string, lists: readonly string[]): number | undefined {
+  const forms =
+    lists.length === 0
+      ? [/^.*?\.[^.]*\.(\d+)\./]
+      : lists.map((list) => new RegExp(`^(?:|.*?\\.)(?:${list})\\.(\\d+)\\.`));
+  for (const form of forms) {
+    const found = form.exec(path);
+    if (found) return Number(found[1]);
+  }
+  return undefined;
+}
+
+/** Those of the chosen layers that lie in the blocks asked for. */
+function inBlocks(chosen: readonly Target[], choice: Choice): readonly Target[] {
+  const layersToTransform = [choice.layersToTransform ?? []].flat();
+  const layersPattern = [choice.layersPattern ?? []].flat();
+  if (layersToTransform.length === 0) return chosen;
+  const blocks = new Map(chosen.map((t) => [t, blockOf(t.path, layersPattern)]));
+  const there = [...new Set(blocks.values())].filter((n) => n !== undefined);
+  for (const n of layersToTransform) {
+    if (there.includes(n)) continue;
+    const expected = `numbers of blocks with such layers: ${there.join(', ') || 'none'}`;
+    const lists = layersPattern.length > 0 ? ` (layersPattern ${layersPattern.join(', ')})` : '';
+    throw failure('lora layersToTransform', `${expected}${lists}`, String(n));
+  }
+  return chosen.filter((t) => layersToTransform.includes(blocks.get(t) as number));
 }
 
 /**
- * The same choice in PEFT's words: a preset becomes the names of the layers it stands for.
- * Each name once.
+ * The layers that a configuration chooses: by a whole path, the last parts of one (`q_proj`,
+ * `mlp.down_proj`), a preset (`attention`, `qv`, `all-linear`) or a regular expression; without
+ * the excluded ones, those of other blocks, and those in modules that are saved whole.
+ * @param strict whether every name excluded must match a layer: the rule for what a user asks
+ *   for; a file may say more than it needs
+ * @throws when a name chooses nothing, with the nearest names there are
  */
-export function peftTargets(
-  model: Module,
-  names: readonly string[],
-  saved: readonly string[] = [],
-): string[] {
-  const layers = denseLayers(model)
-    .filter((t) => !inSaved(t.path, saved))
-    .map((t) => t.name);
-  const spelled = names.flatMap((name) =>
-    name === 'all-linear' ? layers.filter((n) => !OUTPUT_LAYERS.has(n)) : (PRESETS[name] ?? [name]),
+export function chooseLayers(model: Module, choice: Choice, strict = true): Target[] {
+  const { targetModules, excludeModules = [], modulesToSave = [] } = choice;
+  const all = targetLayers(model);
+  const layers = all.filter((t) => !inSaved(t.path, modulesToSave));
+  const names = named('targetModules', targetModules, layers);
+  const left = excluded(excludeModules, all, strict);
+  const chosen = inBlocks(
+    layers.filter((t) => names.has(t) && !left.has(t)),
+    choice,
   );
-  return [...new Set(spelled)];
+  if (chosen.length > 0) return [...chosen];
+  throw failure('lora excludeModules', 'to leave a layer', 'every layer excluded');
+}
+
+function excluded(names: readonly string[] | string, layers: readonly Target[], strict: boolean) {
+  if (names.length === 0) return new Set<Target>();
+  if (strict) return named('excludeModules', names, layers);
+  const test =
+    typeof names === 'string'
+      ? (path: string) => regex(names).test(path)
+      : (path: string) => names.some((n) => hasName(path, n));
+  return new Set(layers.filter((t) => test(t.path)));
+}
+
+/** {@link chooseLayers} by names alone. @param saved names of modules that are saved whole */
+export function chooseTargets(
+  model: Module,
+  names: readonly string[] | string,
+  saved: readonly string[] = [],
+): Target[] {
+  return chooseLayers(model, { targetModules: names, modulesToSave: saved });
+}
+
+/**
+ * The same choice in PEFT's words: a preset becomes the names of the layers it stands for, each
+ * once; where those names would take other layers too, the paths.
+ */
+export function peftTargets(model: Module, choice: Choice): string[] | string {
+  const { targetModules, modulesToSave = [] } = choice;
+  if (typeof targetModules === 'string' && !isPreset(targetModules)) return targetModules;
+  const list = typeof targetModules === 'string' ? [targetModules] : targetModules;
+  const layers = targetLayers(model).filter((t) => !inSaved(t.path, modulesToSave));
+  if (!list.some(isPreset)) return [...new Set(list)];
+  const spelled = new Set(
+    list.flatMap((name) => {
+      if (name === 'all-linear') return layers.filter(isLinear).map((t) => t.name);
+      return isPreset(name) ? presetNames(name, layers) : [name];
+    }),
+  );
+  const meant = named('targetModules', list, layers);
+  const caught = layers.filter((t) => [...spelled].some((n) => hasName(t.path, n)));
+  if (caught.every((t) => meant.has(t))) return [...spelled];
+  return layers.filter((t) => meant.has(t)).map((t) => t.path);
+}
+
+/** The plain layer of a target, wrapped or not. */
+export function plainLayer({ layer }: Target): PlainDense | Embedding {
+  if (layer instanceof LoraLinear || layer instanceof LoraEmbedding) return layer.base;
+  if (layer instanceof Embedding || layer instanceof PlainDense) return layer;
+  throw failure('lora', 'a layer with one weight', layer.constructor.name);
 }

@@ -9,13 +9,13 @@ import {
   type ParameterSource,
   parameter,
 } from '../nn/index.js';
-import { add, linear, reshape, slice } from '../ops/index.js';
+import { add, reshape, slice } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
 import { cachedAttention, layerDropout } from './attention.js';
 import { type BodyInput, CausalLM, KvCache } from './causal-lm.js';
-import { readConfig } from './config.js';
+import { readConfig, refuseUnhandled } from './config.js';
 import { ScoreClassifier, type ScoreConfig } from './score.js';
 
 /** The settings of config.json that shape a GPT-2 model. */
@@ -36,21 +36,46 @@ export interface Gpt2Config {
   readonly residualDropout: number;
 }
 
+/** Names that other models have for these settings, which transformers takes too. */
+const ALIASES = {
+  hidden_size: 'n_embd',
+  max_position_embeddings: 'n_positions',
+  num_attention_heads: 'n_head',
+  num_hidden_layers: 'n_layer',
+} as const;
+
+/** Fields that old configurations have, or that other heads than these read. */
+const NEUTRAL = [
+  'n_ctx',
+  // In f32 the order of scaling and product makes no difference but rounding.
+  'reorder_and_upcast_attn',
+  'summary_activation',
+  'summary_first_dropout',
+  'summary_proj_to_labels',
+  'summary_type',
+  'summary_use_proj',
+];
+
+function ownNames(json: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const rename = ALIASES as Readonly<Record<string, string>>;
+  const known = Object.entries(json).map(([name, v]) => [rename[name] ?? name, v]);
+  return Object.fromEntries(known);
+}
+
 /**
  * Reads Hugging Face's config.json of `model_type` gpt2.
  * @throws naming a field that is out of range or changes the arithmetic in a way not handled
  */
 export function gpt2Config(json: Readonly<Record<string, unknown>>): Gpt2Config {
-  const c = readConfig(json, 'gpt2');
-  c.only('add_cross_attention', [false, null, undefined]);
-  c.only('quantization_config', [null, undefined]);
+  const c = readConfig(ownNames(json), 'gpt2');
+  refuseUnhandled(c);
   const hiddenSize = c.count('n_embd', 768);
   const heads = c.count('n_head', 12);
   c.check(hiddenSize % heads === 0, 'n_embd a multiple of n_head');
   const layers = c.count('n_layer', 12);
   const scale = c.flag('scale_attn_weights', true) ? 1 / Math.sqrt(hiddenSize / heads) : 1;
   const byLayer = c.flag('scale_attn_by_inverse_layer_idx', false);
-  return {
+  const config = {
     vocabSize: c.count('vocab_size', 50257),
     hiddenSize,
     innerSize: c.countOrNull('n_inner', null) ?? 4 * hiddenSize,
@@ -65,6 +90,8 @@ export function gpt2Config(json: Readonly<Record<string, unknown>>): Gpt2Config 
     attentionDropout: c.dropout('attn_pdrop', 0.1),
     residualDropout: c.dropout('resid_pdrop', 0.1),
   };
+  c.end(NEUTRAL);
+  return config;
 }
 
 /**
@@ -237,7 +264,9 @@ export class Gpt2LMHeadModel extends CausalLM {
   }
 
   protected head(hidden: Tensor): Tensor {
-    return this.lm_head ? this.lm_head.forward(hidden) : linear(hidden, this.#table);
+    return this.lm_head
+      ? this.lm_head.forward(hidden)
+      : this.transformer.wte.unembed(hidden, this.#table);
   }
 
   makeCache(batch: number, positions: number): KvCache {

@@ -8,7 +8,7 @@ import {
   parameter,
   RMSNorm,
 } from '../nn/index.js';
-import { add, linear, mul, reshape, rope, swiglu } from '../ops/index.js';
+import { add, mul, reshape, rope, swiglu } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -230,7 +230,9 @@ export class LlamaForCausalLM extends CausalLM {
   }
 
   protected head(hidden: Tensor): Tensor {
-    return this.lm_head ? this.lm_head.forward(hidden) : linear(hidden, this.#table);
+    return this.lm_head
+      ? this.lm_head.forward(hidden)
+      : this.model.embed_tokens.unembed(hidden, this.#table);
   }
 
   makeCache(batch: number, positions: number): KvCache {

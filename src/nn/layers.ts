@@ -127,6 +127,15 @@ export class Embedding extends Module {
   forward(ids: Tensor): Tensor {
     return embedding(this.weight, ids);
   }
+
+  /**
+   * The logits of a head that is tied to the table.
+   * @param hidden [.., C] → [.., V]
+   * @param table of the head; default this one
+   */
+  unembed(hidden: Tensor, table: Tensor = this.weight): Tensor {
+    return linear(hidden, table);
+  }
 }
 
 /** x / sqrt(mean x² + eps) · weight over the last axis. */

@@ -81,7 +81,8 @@ export async function fit(lab: Lab, task: FitTask): Promise<FitResults> {
   saveAdapter(adapters, task.name, folder, options.modelDir);
   const file = readFileSync(join(folder, 'adapter_model.safetensors'));
   const trainableParameters = parameterCount(parameters.values());
-  const { rank, alpha, targetModules } = adapters.config(task.name);
+  const { rank, alpha, targetModules: targets } = adapters.config(task.name);
+  const targetModules = [targets].flat();
   view.say(
     `  trained ${count(trainableParameters)} parameters in ${seconds(training)}; ` +
       `adapter of ${bytes(file.length)}: ${folder}`,

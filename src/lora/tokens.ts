@@ -1,0 +1,91 @@
+import { noGrad, scope } from '../autograd/index.js';
+import { cast, concat, embedding, linear, matmul, sub } from '../ops/index.js';
+import { tensor, zeros } from '../tensor/create.js';
+import { failure } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { type BranchSource, TensorBranch, takeTensors } from './branch.js';
+import type { Site } from './site.js';
+
+/** The end of PEFT's name; though it says delta, it holds the rows themselves. */
+export const TOKEN_ROWS = 'token_adapter.trainable_tokens_delta';
+
+/** Rows of an embedding's table that an adapter trains in place of the base's (new tokens, say). */
+export class TokenRows extends TensorBranch {
+  readonly outputs: readonly string[] = [];
+  /** The place of each token among the rows, counted from 1. */
+  readonly #places: ReadonlyMap<number, number>;
+
+  /** @param ids the tokens, in the order of the rows */
+  constructor(
+    site: Site,
+    readonly ids: readonly number[],
+    rows: ReadonlyMap<string, Tensor>,
+  ) {
+    super(site, rows);
+    this.#places = new Map(ids.map((id, i) => [id, i + 1]));
+  }
+
+  /** The base's rows, copied. @throws when the table has no such token */
+  static create(site: Site, ids: readonly number[]): TokenRows {
+    checkIds(site, ids);
+    const rows = noGrad(() => scope(() => baseRows(site, ids)));
+    rows.storage.retag('trainable');
+    return new TokenRows(site, ids, new Map([[TOKEN_ROWS, rows.keep()]]));
+  }
+
+  static from(site: Site, ids: readonly number[], source: BranchSource): TokenRows {
+    checkIds(site, ids);
+    const shapes = new Map([[TOKEN_ROWS, [ids.length, site.outFeatures]]]);
+    return new TokenRows(site, ids, takeTensors(site.path, shapes, source));
+  }
+
+  /** What the rows are more than the base's, [n, C]. */
+  #more(): Tensor {
+    return sub(this.part(TOKEN_ROWS), baseRows(this.site, this.ids));
+  }
+
+  /** d[id] − W[id] where a token has a row of its own, else 0. @param x ids, i32 [..] */
+  change(x: Tensor, _y: Tensor): Tensor | null {
+    const places = Int32Array.from(x.toNumbers(), (id) => this.#places.get(id) ?? 0);
+    if (!places.some((p) => p > 0)) return null;
+    const { backend } = x;
+    return scope(() => {
+      const none = zeros([1, this.site.outFeatures], { backend });
+      const table = concat([none, this.#more()], 0);
+      return embedding(table, tensor(places, x.shape, { backend, dtype: 'i32' }));
+    });
+  }
+
+  /** What is added to the logits of a head that shares the table. @param hidden [.., C] → [.., V] */
+  headChange(hidden: Tensor): Tensor {
+    return scope(() => matmul(linear(hidden, this.#more()), this.#spread()));
+  }
+
+  /** Ones at each row's token: [n, V]. */
+  #spread(): Tensor {
+    const vocab = this.site.inFeatures;
+    const ones = new Float32Array(this.ids.length * vocab);
+    this.ids.forEach((id, i) => {
+      ones[i * vocab + id] = 1;
+    });
+    return tensor(ones, [this.ids.length, vocab], { backend: this.site.weight.backend });
+  }
+
+  delta(): Tensor {
+    return noGrad(() => scope(() => matmul(this.#spread(), this.#more(), { transA: true })));
+  }
+}
+
+/** Rows of the base's table as f32 [n, C]. */
+function baseRows(site: Site, ids: readonly number[]): Tensor {
+  const { backend } = site.weight;
+  const at = tensor(Int32Array.from(ids), [ids.length], { backend, dtype: 'i32' });
+  return cast(embedding(site.weight, at), 'f32');
+}
+
+function checkIds(site: Site, ids: readonly number[]): void {
+  const wrong = ids.find((id) => id >= site.inFeatures);
+  if (wrong === undefined) return;
+  const expected = `token ids of 0…${site.inFeatures - 1} for ${site.path}`;
+  throw failure('lora trainableTokens', expected, String(wrong));
+}

@@ -1,0 +1,88 @@
+import { noGrad, scope } from '../../autograd/index.js';
+import { add, affine, cast, div, mul, reshape, sqrt, sub, sum } from '../../ops/index.js';
+import { failure } from '../../tensor/errors.js';
+import type { Shape } from '../../tensor/shape.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import { takeTensors, type Variant } from '../branch.js';
+import { type FullLoraConfig, settingsOf } from '../config.js';
+import type { Site } from '../site.js';
+import { LoraBranch, loraShapes, startTensors } from './plain.js';
+
+const MAGNITUDE = 'lora_magnitude_vector';
+
+/** Lengths of the rows of W + ΔW [out, in], as the weight is stored: [out]. */
+function rowLengths(site: Site, delta: Tensor): Tensor {
+  const moved = add(cast(site.weight, 'f32'), delta);
+  return sqrt(sum(mul(moved, moved), [site.transposed ? 0 : 1]));
+}
+
+/**
+ * DoRA (Liu et al., 2024): rows of W' = m ⊙ (W + s·B A) / ‖W + s·B A‖, each with a trained length
+ * m. The norm counts as a constant in the gradient (the paper's section 4.3; PEFT's too):
+ *   y = (m/n) ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + bias,  dm = Σ dy ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) / n
+ */
+export class DoraBranch extends LoraBranch {
+  /** m [out] */
+  get magnitude(): Tensor {
+    return this.part(MAGNITUDE);
+  }
+
+  override get isProduct(): boolean {
+    return false;
+  }
+
+  /** m/n [out] with n = ‖W + s·B A‖ of each row. */
+  #factor(): Tensor {
+    const lengths = noGrad(() => scope(() => rowLengths(this.site, super.delta())));
+    return div(this.magnitude, lengths);
+  }
+
+  override change(x: Tensor, y: Tensor): Tensor {
+    return scope(() => {
+      const { bias } = this.site;
+      const seen = this.seen(x);
+      // With dropout the base's part of the branch sees it too, as in PEFT.
+      const base = seen !== x ? this.site.plain(seen) : bias ? sub(y, bias) : y;
+      const factor = this.#factor();
+      return add(mul(base, affine(factor, 1, -1)), mul(this.product(seen), factor));
+    });
+  }
+
+  override delta(): Tensor {
+    const { site } = this;
+    return noGrad(() =>
+      scope(() => {
+        const weight = cast(site.weight, 'f32');
+        const moved = add(weight, super.delta());
+        const factor = this.#factor();
+        const rows = reshape(factor, site.transposed ? [1, -1] : [-1, 1]);
+        return sub(mul(moved, rows), weight);
+      }),
+    );
+  }
+}
+
+function doraShapes(site: Site, config: FullLoraConfig): Map<string, Shape> {
+  if (config.loraBias) throw failure('lora loraBias', 'the variant lora', 'dora');
+  return loraShapes(site, config).set(MAGNITUDE, [site.outFeatures]);
+}
+
+export const dora: Variant = {
+  name: 'dora',
+  shapes: doraShapes,
+  create: (site, config, seed) => {
+    const { scaling } = settingsOf(config, site.path);
+    const held = startTensors(site, config, seed);
+    // m begins as the length that the rows have, so that m/n is 1.
+    const begun = new LoraBranch(site, held, scaling, 0);
+    const lengths = noGrad(() => scope(() => rowLengths(site, begun.delta())));
+    lengths.storage.retag('trainable');
+    held.set(MAGNITUDE, lengths.keep());
+    return new DoraBranch(site, held, scaling, config.dropout);
+  },
+  from: (site, config, source) => {
+    const { scaling } = settingsOf(config, site.path);
+    const held = takeTensors(site.path, doraShapes(site, config), source);
+    return new DoraBranch(site, held, scaling, config.dropout);
+  },
+};
