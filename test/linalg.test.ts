@@ -95,6 +95,16 @@ test('jacobiSvd: A = U S Vᵀ, orthonormal, descending; also of deficient rank',
   );
 });
 
+test('jacobiSvd ends on columns of zeros and on tiny ones', () => {
+  for (const tiny of [0, 1e-20, 1e-160, 5e-324]) {
+    const a = randomMatrix(10, 3, 4);
+    for (let i = 10; i < 20; i++) a.data[i] = tiny * (a.data[i] as number);
+    const { u, s, v } = jacobiSvd(a);
+    assert.ok(orthogonality(u) < 1e-12 && orthogonality(v) < 1e-12);
+    assert.ok((s[2] as number) <= 10 * tiny + 1e-15 && difference(product(u, s, v), a) < 1e-14);
+  }
+});
+
 test('jacobiSvd gives small singular values their digits, and refuses NaN', () => {
   const a = new Matrix(2, 2, Float64Array.of(1, 0, 1, 1e-12));
   const { s } = jacobiSvd(a);

@@ -10,6 +10,8 @@ export interface MatrixSvd {
 }
 
 const EPSILON = 2 ** -52;
+/** A column this much shorter than the longest is nothing but rounding. */
+const NOTHING = 2 ** -100;
 /** Six to ten are usual; a matrix that needs more holds NaN or Inf. */
 const MAX_SWEEPS = 60;
 
@@ -48,6 +50,7 @@ function rotate(a: Matrix): MatrixSvd {
   for (let sweep = 0; ; sweep++) {
     if (sweep === MAX_SWEEPS) throw failure('svd', 'rotations that converge', `${sweep} sweeps`);
     for (let j = 0; j < n; j++) squares[j] = dot(g, j * m, g, j * m, m);
+    const nothing = NOTHING ** 2 * squares.reduce((a, b) => Math.max(a, b), 0);
     let turned = false;
     for (let p = 0; p < n - 1; p++) {
       bringLargest(a, v, squares, p);
@@ -55,9 +58,8 @@ function rotate(a: Matrix): MatrixSvd {
         const product = dot(g, p * m, g, q * m, m);
         const np = squares[p] as number;
         const nq = squares[q] as number;
-        if (Math.abs(product) <= tolerance * Math.sqrt(np) * Math.sqrt(nq) || product === 0) {
-          continue;
-        }
+        if (np <= nothing || nq <= nothing) continue;
+        if (Math.abs(product) <= tolerance * Math.sqrt(np) * Math.sqrt(nq)) continue;
         turned = true;
         // tan of the angle that makes the two columns orthogonal, the smaller root.
         const zeta = (nq - np) / (2 * product);
@@ -120,6 +122,8 @@ function finish(a: Matrix, v: Matrix): MatrixSvd {
   const order = Array.from(lengths.keys()).sort(
     (p, q) => (lengths[q] as number) - (lengths[p] as number) || p - q,
   );
+  const least = NOTHING * (lengths[order[0] as number] ?? 0);
+  for (let j = 0; j < n; j++) if ((lengths[j] as number) <= least) lengths[j] = 0;
   const s = Float64Array.from(order, (j) => lengths[j] as number);
   const u = new Matrix(m, n);
   const right = new Matrix(n, n);
