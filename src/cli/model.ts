@@ -1,4 +1,6 @@
+import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
+import type { HubKind } from '../io/hub.js';
 import type { Tokenizer } from '../io/tokenizer.js';
 import type { CausalLM } from '../models/causal-lm.js';
 import { BACKEND_NAMES, type CommonOptions, needs, oneOf, wholeNumber } from './output.js';
@@ -44,7 +46,8 @@ export type Resolved<F extends Named> = F & {
  * downloaded, which is shown on standard error.
  * @throws where there is neither
  */
-export async function resolveDir(name: string, kind: 'model' | 'adapter'): Promise<string> {
+export async function resolveDir(name: string, kind: HubKind): Promise<string> {
+  if (existsSync(name)) return name;
   const { resolveModel } = await import('../io/hub.js');
   const { downloadView } = await import('./download-view.js');
   const view = await downloadView();

@@ -4,6 +4,7 @@ import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { evalCommand } from './eval.js';
 import { generateCommand } from './generate.js';
+import { inspectCommand } from './inspect.js';
 import { mergeCommand } from './merge.js';
 import { packageVersion, Stopped, stopListening, UsageError } from './output.js';
 import { pretrainCommand } from './pretrain.js';
@@ -32,6 +33,7 @@ export function makeProgram(): Command {
     generateCommand(),
     evalCommand(),
     mergeCommand(),
+    inspectCommand(),
     pullCommand(),
     pretrainCommand(),
     demoCommand(),

@@ -20,7 +20,7 @@ export type { Downloaded, HubEvent } from './hub-download.js';
 
 /** Where {@link pullModel} and {@link resolveModel} look, and whom they tell. */
 export interface HubOptions {
-  /** What the directory must hold; default either. */
+  /** What the directory must hold, a model with its tokenizer; default either, without. */
   readonly kind?: HubKind;
   /** The cache folder; default Hugging Face's own: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME. */
   readonly cacheDir?: string;
@@ -84,7 +84,7 @@ export async function resolveModel(idOrDir: string, options: HubOptions = {}): P
   const what = kind === 'either' ? 'model' : kind;
   if (!id) throw missingFile(what, idOrDir, nameHint(idOrDir));
   const cached = cachedSnapshot(cacheDir, id, kind);
-  if (cached?.weights && cached.tokenizer) return cached.dir;
+  if (cached?.weights && (cached.tokenizer || kind === 'either')) return cached.dir;
   try {
     if (!id.name.includes('/')) throw bareName(what, idOrDir);
     if (options.offline ?? hubOffline()) throw notCached(id, cacheDir);

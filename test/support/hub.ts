@@ -15,6 +15,8 @@ export interface FakeRepository {
   readonly token?: string;
   /** Files are open only to those who asked for access. */
   readonly gated?: boolean;
+  /** A size that is claimed of every large file. */
+  readonly claimed?: number;
 }
 
 /** What the fake Hub was asked for. */
@@ -101,7 +103,8 @@ export class FakeHub {
   }
 
   /** The list of files, in pages of three. */
-  #tree(request: IncomingMessage, response: ServerResponse, { files }: FakeRepository): void {
+  #tree(request: IncomingMessage, response: ServerResponse, repository: FakeRepository): void {
+    const { files, claimed } = repository;
     const url = new URL(request.url ?? '', this.endpoint);
     const from = Number(url.searchParams.get('cursor') ?? 0);
     const all = [...files].filter(([path]) => !path.includes('/'));
@@ -109,7 +112,7 @@ export class FakeHub {
       ...{ type: 'file', path, oid: gitHash(bytes), size: bytes.length },
       ...(bytes.length < LARGE
         ? {}
-        : { lfs: { oid: sha256(bytes), size: bytes.length, pointerSize: 134 } }),
+        : { lfs: { oid: sha256(bytes), size: claimed ?? bytes.length, pointerSize: 134 } }),
     }));
     url.searchParams.set('cursor', String(from + 3));
     const more = from + 3 < all.length;
