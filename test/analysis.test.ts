@@ -174,17 +174,17 @@ onEachBackend(test, 'amplification’s random directions: right in the mean squa
     const w = tensor(Float32Array.from(normal({ seed: 1, stream: 1 }, 240)), [12, 20], { backend });
     let squares = 0;
     let random = 0;
-    for (let n = 0; n < 200; n++) {
+    for (let n = 0; n < 60; n++) {
       const svd = {
         u: randomDirections(12, 3, 3 * n),
         s: Float64Array.of(3, 2, 1),
         v: randomDirections(20, 3, 3 * n + 1),
       };
       const found = amplification(w, svd);
-      squares += (found?.projected as number) ** 2 / 200;
+      squares += (found?.projected as number) ** 2 / 60;
       random = found?.random as number;
     }
-    assert.ok(near(Math.sqrt(squares), random, 0.05), `${Math.sqrt(squares)} and ${random}`);
+    assert.ok(near(Math.sqrt(squares), random, 0.1), `${Math.sqrt(squares)} and ${random}`);
   });
 });
 

@@ -7,6 +7,15 @@ export interface Reflectors {
   readonly tau: Float64Array;
 }
 
+/** Divides a column by its largest element where squares of it would not be doubles; that or 1. */
+function rescale(data: Float64Array, at: number, count: number): number {
+  let largest = 0;
+  for (let i = at; i < at + count; i++) largest = Math.max(largest, Math.abs(data[i] as number));
+  if (largest === 0 || (largest > 1e-120 && largest < 1e120)) return 1;
+  for (let i = at; i < at + count; i++) data[i] = (data[i] as number) / largest;
+  return largest;
+}
+
 /**
  * Householder's reduction in doubles, with LAPACK's signs (the diagonal of R has the sign opposite
  * to that of the element it replaces), so that factors equal those of LAPACK's geqrf.
@@ -19,9 +28,13 @@ export function reflect(a: Matrix): Reflectors {
   for (let j = 0; j < k; j++) {
     const at = j * m + j;
     const below = m - j - 1;
+    const size = rescale(data, at, below + 1);
     const alpha = data[at] as number;
     const rest = dot(data, at + 1, data, at + 1, below);
-    if (rest === 0) continue;
+    if (rest === 0) {
+      data[at] = alpha * size;
+      continue;
+    }
     const beta = -(alpha < 0 || Object.is(alpha, -0) ? -1 : 1) * Math.sqrt(alpha * alpha + rest);
     const t = (beta - alpha) / beta;
     tau[j] = t;
@@ -31,7 +44,7 @@ export function reflect(a: Matrix): Reflectors {
       const cAt = c * m + j;
       addScaled(data, cAt, data, at, -t * dot(data, at, data, cAt, below + 1), below + 1);
     }
-    data[at] = beta;
+    data[at] = beta * size;
   }
   return { packed: a, tau };
 }
