@@ -78,7 +78,7 @@ test('config.json: what is missing or changes the arithmetic is refused by name'
     [{ rope_parameters: { rope_type: 'llama3', factor: 2 } }, /low_freq_factor.*nothing/],
     [{ partial_rotary_factor: 0.5 }, /partial_rotary_factor.*0\.5/],
     [{ quantization_config: { bits: 4 } }, /quantization_config/],
-    [{ layer_types: ['full_attention'] }, /layer_types/],
+    [{ layer_types: ['sliding_attention'] }, /layer_types/],
     [{ rms_norm_eps: 'x' }, /rms_norm_eps.*"x"/],
     [{ tie_word_embeddings: 'no' }, /tie_word_embeddings.*"no"/],
   ];

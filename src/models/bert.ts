@@ -21,7 +21,7 @@ import {
   type SequenceBatch,
   SequenceClassifier,
 } from './classifier.js';
-import { readConfig } from './config.js';
+import { readConfig, refuseUnhandled } from './config.js';
 import { type LabelConfig, readLabels } from './score.js';
 
 /** The settings of config.json that shape a BERT or RoBERTa classifier. */
@@ -46,6 +46,17 @@ export interface BertConfig extends LabelConfig {
 
 const ROBERTA_PAD = 1;
 
+/** Fields of Google's checkpoints that nothing reads, and the tie of a head that is not ours. */
+const NEUTRAL = [
+  'directionality',
+  'pooler_fc_size',
+  'pooler_num_attention_heads',
+  'pooler_num_fc_layers',
+  'pooler_size_per_head',
+  'pooler_type',
+  'tie_word_embeddings',
+];
+
 /**
  * Reads Hugging Face's config.json of `model_type` bert or roberta, as a classifier.
  * @throws naming a field that is missing, or that changes the arithmetic in a way not handled
@@ -63,15 +74,13 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
     `architectures: one that ends with ${suffix} (give labels for a new head)`,
   );
   c.only('position_embedding_type', ['absolute', null, undefined]);
-  c.only('add_cross_attention', [false, null, undefined]);
-  c.only('is_decoder', [false, null, undefined]);
-  c.only('quantization_config', [null, undefined]);
+  refuseUnhandled(c);
   const hiddenSize = c.count('hidden_size', 768);
   const heads = c.count('num_attention_heads', 12);
   c.check(hiddenSize % heads === 0, 'hidden_size a multiple of num_attention_heads');
   const roberta = modelType === 'roberta';
   const hiddenDropout = c.dropout('hidden_dropout_prob', 0.1);
-  return {
+  const config: BertConfig = {
     modelType,
     vocabSize: c.count('vocab_size', roberta ? 50265 : 30522),
     hiddenSize,
@@ -86,8 +95,10 @@ export function bertConfig(json: Readonly<Record<string, unknown>>): BertConfig 
     ...readLabels(c),
     hiddenDropout,
     attentionDropout: c.dropout('attention_probs_dropout_prob', 0.1),
-    classifierDropout: c.optionalNumber('classifier_dropout') ?? hiddenDropout,
+    classifierDropout: c.dropout('classifier_dropout', hiddenDropout),
   };
+  c.end(NEUTRAL);
+  return config;
 }
 
 /** Heads that other models of the family have. */

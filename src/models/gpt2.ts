@@ -75,7 +75,7 @@ export function gpt2Config(json: Readonly<Record<string, unknown>>): Gpt2Config 
   const layers = c.count('n_layer', 12);
   const scale = c.flag('scale_attn_weights', true) ? 1 / Math.sqrt(hiddenSize / heads) : 1;
   const byLayer = c.flag('scale_attn_by_inverse_layer_idx', false);
-  const config = {
+  const config: Gpt2Config = {
     vocabSize: c.count('vocab_size', 50257),
     hiddenSize,
     innerSize: c.countOrNull('n_inner', null) ?? 4 * hiddenSize,

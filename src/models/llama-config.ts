@@ -2,7 +2,7 @@ import { silu } from '../ops/index.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
-import { type ConfigReader, readConfig } from './config.js';
+import { type ConfigReader, readConfig, refuseUnhandled } from './config.js';
 import { type RopeFrequencies, readRope } from './rope.js';
 
 /** The settings of config.json that shape a model of the Llama family. */
@@ -52,7 +52,8 @@ export const isSilu = (activation: LlamaConfig['activation']) => activation === 
 
 /** Windows of Qwen: only if switched on, by `layer_types` or from `max_window_layers` on. */
 function qwenWindows(c: ConfigReader, layers: number): number[] {
-  const window = c.flag('use_sliding_window', false) ? c.countOrNull('sliding_window', 4096) : null;
+  const given = c.countOrNull('sliding_window', 4096);
+  const window = c.flag('use_sliding_window', false) ? given : null;
   const from = c.number('max_window_layers', 28);
   const types =
     c.texts('layer_types') ??
@@ -65,6 +66,15 @@ function qwenWindows(c: ConfigReader, layers: number): number[] {
     'layer_types: full_attention or, with a sliding_window in use, sliding_attention a layer',
   );
   return types.map((t) => (t === 'sliding_attention' ? (window as number) : 0));
+}
+
+/** Refuses `layer_types` that are not this one, in a model whose layers are all alike. */
+function onlyLayers(c: ConfigReader, type: string): void {
+  const types = c.texts('layer_types') ?? [];
+  c.check(
+    types.every((t) => t === type),
+    `layer_types: ${type} only`,
+  );
 }
 
 const MEMBERS: Readonly<Record<string, Member>> = {
@@ -83,7 +93,7 @@ const MEMBERS: Readonly<Record<string, Member>> = {
     },
     headNorms: false,
     windows: (c, layers) => {
-      c.check(c.texts('layer_types') === undefined, 'no layer_types');
+      onlyLayers(c, 'full_attention');
       return Array.from({ length: layers }, () => 0);
     },
   },
@@ -94,8 +104,8 @@ const MEMBERS: Readonly<Record<string, Member>> = {
     biases: () => NO_BIAS,
     headNorms: false,
     windows: (c, layers) => {
-      c.check(c.texts('layer_types') === undefined, 'no layer_types');
       const window = c.countOrNull('sliding_window', 4096) ?? 0;
+      onlyLayers(c, window > 0 ? 'sliding_attention' : 'full_attention');
       return Array.from({ length: layers }, () => window);
     },
   },
@@ -132,7 +142,7 @@ export function llamaConfig(json: Readonly<Record<string, unknown>>): LlamaConfi
   const member = Object.hasOwn(MEMBERS, type) ? MEMBERS[type] : undefined;
   if (!member) throw failure('model_type', `one of ${LLAMA_FAMILY.join(', ')}`, `"${type}"`);
   const c = readConfig(json, type);
-  c.only('quantization_config', [null, undefined]);
+  refuseUnhandled(c);
   const hiddenSize = c.count('hidden_size');
   const heads = c.count('num_attention_heads');
   const keyValueHeads = c.countOrNull('num_key_value_heads', member.keyValueHeads) ?? heads;
@@ -146,7 +156,7 @@ export function llamaConfig(json: Readonly<Record<string, unknown>>): LlamaConfi
   const layers = c.count('num_hidden_layers');
   const maxPositions = c.count('max_position_embeddings', member.maxPositions);
   const rope = readRope(c, headSize, maxPositions);
-  return {
+  const config: LlamaConfig = {
     vocabSize: c.count('vocab_size'),
     hiddenSize,
     intermediateSize: c.count('intermediate_size'),
@@ -164,6 +174,8 @@ export function llamaConfig(json: Readonly<Record<string, unknown>>): LlamaConfi
     windows: member.windows(c, layers),
     attentionDropout: c.dropout('attention_dropout', 0),
   };
+  c.end();
+  return config;
 }
 
 /**

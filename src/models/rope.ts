@@ -106,20 +106,26 @@ const TYPES: Readonly<Record<string, (context: RopeContext) => RopeFrequencies>>
   yarn,
 };
 
+/** What other kinds of scaling read, and how YaRN's models were trained. */
+const NEUTRAL = ['type', 'finetuned', 'original_max_position_embeddings'];
+
 /**
  * Reads the rotary embedding's settings from `rope_parameters`, or in the old spelling from
  * `rope_theta` and `rope_scaling` (there `type` may stand for `rope_type`).
  * @throws naming a kind or a setting that is not handled
  */
 export function readRope(c: ConfigReader, dim: number, maxPositions: number): RopeFrequencies {
-  const settings = c.object('rope_scaling') ?? c.object('rope_parameters') ?? c.empty();
+  // An empty one is none, as in transformers.
+  const fields = ['rope_scaling', 'rope_parameters'].filter((f) => !c.isEmpty(f));
+  const settings = fields.map((f) => c.object(f)).find((o) => o !== undefined) ?? c.empty();
   const type = settings.text('rope_type', settings.text('type', 'default'));
   const make = Object.hasOwn(TYPES, type) ? TYPES[type] : undefined;
   if (!make) {
     throw failure('config rope_type', `one of ${Object.keys(TYPES).join(', ')}`, `"${type}"`);
   }
   for (const reader of [c, settings]) reader.only('partial_rotary_factor', [1, null, undefined]);
-  const theta = settings.optionalNumber('rope_theta') ?? c.number('rope_theta', 10000);
+  const outer = c.number('rope_theta', 10000);
+  const theta = settings.optionalNumber('rope_theta') ?? outer;
   const original =
     c.optionalNumber('original_max_position_embeddings') ??
     settings.optionalNumber('original_max_position_embeddings') ??
@@ -127,5 +133,7 @@ export function readRope(c: ConfigReader, dim: number, maxPositions: number): Ro
   if (type === 'dynamic' && dim <= 2) {
     throw failure('config rope_type', 'a head_dim above 2 for dynamic', String(dim));
   }
-  return make({ settings, theta, dim, maxPositions, original });
+  const rope = make({ settings, theta, dim, maxPositions, original });
+  settings.end(NEUTRAL);
+  return rope;
 }
