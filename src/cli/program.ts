@@ -1,4 +1,5 @@
 import { Command, CommanderError } from 'commander';
+import { adaptersCommand } from './algebra.js';
 import { buildCommand } from './build.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
@@ -33,6 +34,7 @@ export function makeProgram(): Command {
     generateCommand(),
     evalCommand(),
     mergeCommand(),
+    adaptersCommand(),
     inspectCommand(),
     pullCommand(),
     pretrainCommand(),
@@ -41,7 +43,7 @@ export function makeProgram(): Command {
     doctorCommand(),
   ];
   for (const command of commands) program.addCommand(command);
-  for (const command of [program, ...commands]) {
+  for (const command of [program, ...commands, ...commands.flatMap((c) => c.commands)]) {
     command.exitOverride().configureOutput({
       outputError: (text, write) => write(`${oneLine(text)}\n`),
     });

@@ -51,18 +51,24 @@ function checkStart(where: string, weight: Tensor, { rank, scaling }: StartOptio
   }
 }
 
-/** W − scaling · B A in W's own layout and dtype. */
-function residualOf(weight: Tensor, a: Tensor, b: Tensor, options: StartOptions): Tensor {
-  const product = options.transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a);
-  return cast(sub(cast(weight, 'f32'), scale(product, options.scaling)), weight.dtype);
+/** The factors with W − scaling · B A in W's own layout and dtype. */
+function withResidual(
+  weight: Tensor,
+  { transposed, scaling }: StartOptions,
+  make: () => { a: Tensor; b: Tensor },
+): WeightStart {
+  return noGrad(() =>
+    scope(() => {
+      const { a, b } = make();
+      const product = transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a);
+      const rest = sub(cast(weight, 'f32'), scale(product, scaling));
+      return { a, b, residual: cast(rest, weight.dtype) };
+    }),
+  );
 }
 
-/**
- * PiSSA (Meng et al., 2024): A and B hold the first r singular triples of W, the base what is
- * left. With W = U diag(s) Vᵀ: B = U √(s/scaling), A = √(s/scaling) Vᵀ.
- * @param weight W [out, in], or [in, out] with `transposed`
- */
-export function pissaStart(weight: Tensor, options: PissaOptions): WeightStart {
+/** The factors of {@link pissaStart} alone: A [r, in] and B [out, r]. */
+export function pissaFactors(weight: Tensor, options: PissaOptions): { a: Tensor; b: Tensor } {
   checkStart('pissa', weight, options);
   const { rank, scaling, transposed = false, iterations, seed = 0 } = options;
   if (iterations !== undefined && !(Number.isSafeInteger(iterations) && iterations >= 0)) {
@@ -84,19 +90,22 @@ export function pissaStart(weight: Tensor, options: PissaOptions): WeightStart {
       const left = matmul(u, roots);
       const right = matmul(roots, vt);
       // Of a transposed weight U spans the inputs.
-      const a = transposed ? transpose(left) : right;
-      const b = transposed ? transpose(right) : left;
-      return { a, b, residual: residualOf(weight, a, b, options) };
+      return transposed ? { a: transpose(left), b: transpose(right) } : { a: right, b: left };
     }),
   );
 }
 
 /**
- * OLoRA (Büyükakyüz, 2024): with W = Q R, B is the first r columns of Q and A the first r rows of
- * R; the base is W − scaling · B A. Signs as LAPACK's, so that the factors are PEFT's.
+ * PiSSA (Meng et al., 2024): A and B hold the first r singular triples of W, the base what is
+ * left. With W = U diag(s) Vᵀ: B = U √(s/scaling), A = √(s/scaling) Vᵀ.
  * @param weight W [out, in], or [in, out] with `transposed`
  */
-export function oloraStart(weight: Tensor, options: StartOptions): WeightStart {
+export function pissaStart(weight: Tensor, options: PissaOptions): WeightStart {
+  return withResidual(weight, options, () => pissaFactors(weight, options));
+}
+
+/** The factors of {@link oloraStart} alone: A [r, in] and B [out, r]. */
+export function oloraFactors(weight: Tensor, options: StartOptions): { a: Tensor; b: Tensor } {
   checkStart('olora', weight, options);
   const { rank, transposed = false } = options;
   return noGrad(() =>
@@ -108,10 +117,18 @@ export function oloraStart(weight: Tensor, options: StartOptions): WeightStart {
       const out = head.shape[0] as number;
       const { q } = thinQr(Matrix.fromRows(head.toArray() as Float32Array, out, rank));
       const b = tensor(q.toRows32(), [out, rank], { backend });
-      const a = matmul(b, w, { transA: true, transB: transposed });
-      return { a, b, residual: residualOf(weight, a, b, options) };
+      return { a: matmul(b, w, { transA: true, transB: transposed }), b };
     }),
   );
+}
+
+/**
+ * OLoRA (Büyükakyüz, 2024): with W = Q R, B is the first r columns of Q and A the first r rows of
+ * R; the base is W − scaling · B A. Signs as LAPACK's, so that the factors are PEFT's.
+ * @param weight W [out, in], or [in, out] with `transposed`
+ */
+export function oloraStart(weight: Tensor, options: StartOptions): WeightStart {
+  return withResidual(weight, options, () => oloraFactors(weight, options));
 }
 
 /** Factors of a start that leaves the base alone; row-major. */
