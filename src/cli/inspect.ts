@@ -1,4 +1,6 @@
+import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
+import type { HubEvent } from '../io/hub.js';
 import type {
   AdapterInspection,
   Contents,
@@ -12,6 +14,7 @@ import {
   command,
   commonOptions,
   countText,
+  note,
   plural,
   printJson,
   say,
@@ -32,7 +35,8 @@ const SUMMARY = 'Say what a model, an adapter or a safetensors file holds, from 
 
 const DETAILS =
   'Architecture, parameters, dtypes and bytes of a model, and whether lowrank runs it; rank, ' +
-  'targets and variants of an adapter. Also of architectures that lowrank does not know.';
+  'targets and variants of an adapter. Also of architectures that lowrank does not know. Of a model of the Hub that is not in the cache ' +
+  'only the headers are fetched.';
 
 /** `lowrank inspect`. */
 export function inspectCommand(): Command {
@@ -43,22 +47,33 @@ export function inspectCommand(): Command {
 }
 
 async function runInspect(path: string, flags: InspectFlags): Promise<void> {
-  const [{ inspect }, { resolveDir }] = await Promise.all([
-    import('../models/inspect.js'),
-    import('./model.js'),
-  ]);
-  const dir = await resolveDir(path, 'either');
-  const found = await inspect(dir, { list: flags.tensors ?? false });
+  const { inspect } = await import('../models/inspect.js');
+  const options = { list: flags.tensors ?? false };
+  const found = existsSync(path)
+    ? await inspect(path, options)
+    : await inspectOnHub(path, (dir) => inspect(dir, options));
   if (flags.json) {
     printJson({ type: 'done', ...found });
     return;
   }
-  say(visible(path === dir ? path : `${path} (${dir})`));
+  say(visible(path));
   for (const [label, text] of linesOf(found)) say(`  ${label.padEnd(14)}${visible(text)}`);
   if (found.list) {
     say('');
     for (const line of table(found)) say(line);
   }
+}
+
+/** Of a model that is not in the cache only the headers are fetched. */
+async function inspectOnHub(
+  id: string,
+  look: (dir: string) => Promise<Inspection>,
+): Promise<Inspection> {
+  const { withHeaders } = await import('../io/hub.js');
+  const onEvent = (event: HubEvent) => {
+    if (event.type === 'start') note(`${id} is not in the cache: reading its headers on the Hub`);
+  };
+  return { ...(await withHeaders(id, { onEvent }, look)), path: id };
 }
 
 /** A text of a file's with nothing in it that could steer the terminal. */

@@ -1,19 +1,17 @@
-import { createHash, type Hash, randomBytes } from 'node:crypto';
-import { createReadStream, existsSync } from 'node:fs';
+import { createHash, type Hash } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import {
-  copyFile,
   type FileHandle,
   mkdir,
   open,
-  readdir,
   readFile,
   rename,
   rm,
   statfs,
-  symlink,
+  truncate,
   writeFile,
 } from 'node:fs/promises';
-import { dirname, join, relative } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { failure } from '../tensor/errors.js';
 import {
@@ -26,6 +24,14 @@ import {
 } from './hub-cache.js';
 import { FinalError, HubClient } from './hub-client.js';
 import { chooseFiles, type ListedFile, shardFiles } from './hub-files.js';
+import { active, hashFile, link, partialFile } from './hub-partial.js';
+import { MAX_HEADER_BYTES } from './safetensors-header.js';
+
+/** What goes along with headers. */
+const SETTINGS: ReadonlySet<string> = new Set(['config.json', 'adapter_config.json']);
+
+/** Bytes of a safetensors file that are asked for to see its header: most are shorter. */
+const FIRST_BYTES = 2 ** 17;
 
 /** What happens while a repository is downloaded. */
 export type HubEvent =
@@ -61,6 +67,8 @@ export interface DownloadSettings {
   readonly token: string | undefined;
   readonly onEvent: (event: HubEvent) => void;
   readonly signal?: AbortSignal;
+  /** Fetches of safetensors the headers alone: the files have their size, and holes for tensors. */
+  readonly headersOnly?: boolean;
 }
 
 /** What a download came to. */
@@ -111,7 +119,10 @@ class Download {
     for await (const f of listFiles({ ...this.#hub, repo: name, revision: commit })) {
       if (f.type === 'file') listing.push(this.#listed(f));
     }
-    const { companions, weights, index } = chooseFiles(listing, id, kind);
+    const { weights, index, ...wanted } = chooseFiles(listing, id, kind);
+    const companions = this.settings.headersOnly
+      ? wanted.companions.filter((f) => SETTINGS.has(f.path))
+      : wanted.companions;
     const dir = join(this.#repository, 'snapshots', commit);
     let chosen = [...companions, ...weights];
     // The index is small, and says which files there are to count.
@@ -127,7 +138,7 @@ class Download {
       ...{ type: 'start', id: name, revision, commit, dir, files: chosen.length },
       ...{ bytes, cached: sum(cached) },
     });
-    await this.#checkSpace(bytes - sum(cached));
+    if (!this.settings.headersOnly) await this.#checkSpace(bytes - sum(cached));
     for (const file of chosen) {
       const there = await this.#file(file, dir, commit);
       onEvent({ type: 'file', path: file.path, bytes: file.size, cached: there });
@@ -185,7 +196,8 @@ class Download {
       await mkdir(dirname(blob), { recursive: true });
       await mkdir(dir, { recursive: true });
     });
-    if (!there) await this.#download(file, blob, commit);
+    const peek = this.settings.headersOnly && file.path.endsWith('.safetensors');
+    if (!there) await (peek ? this.#peek : this.#download).call(this, file, blob, commit);
     await this.#writing(path, () => link(blob, path));
     return there;
   }
@@ -214,6 +226,22 @@ class Download {
       );
     }
     await this.#writing(blob, () => rename(temporary, blob));
+  }
+
+  /** A file of the right size that begins with the header of safetensors; the rest are holes. */
+  async #peek(file: ListedFile, blob: string, commit: string): Promise<void> {
+    const remote = await this.#open(file, commit, false);
+    const bytesOf = async (from: number, to: number) =>
+      new Uint8Array(await remote.slice(from, Math.min(to, file.size)).arrayBuffer());
+    const start = await bytesOf(0, FIRST_BYTES);
+    const length = start.length < 8 ? 0n : new DataView(start.buffer).getBigUint64(0, true);
+    // A length that cannot be is left to the reader to tell.
+    const end = 8 + (length > BigInt(MAX_HEADER_BYTES) ? 0 : Number(length));
+    const parts = [start, ...(end > start.length ? [await bytesOf(start.length, end)] : [])];
+    await this.#writing(blob, async () => {
+      await writeFile(blob, Buffer.concat(parts));
+      await truncate(blob, file.size);
+    });
   }
 
   /** Adds what is missing, in several attempts where the network breaks off. */
@@ -257,18 +285,24 @@ class Download {
     attempt: number,
     commit: string,
   ): Promise<AsyncIterable<Uint8Array>> {
+    // The newer protocol first; plain HTTP where that has failed or is not wanted.
+    const blob = await this.#open(file, commit, attempt === 0);
+    const rest = at === 0 ? blob : blob.slice(at, file.size);
+    return rest.stream() as unknown as AsyncIterable<Uint8Array>;
+  }
+
+  /** A file of the Hub, whose bytes come when they are asked for. */
+  async #open(file: ListedFile, commit: string, xet: boolean): Promise<Blob> {
     const { downloadFile } = await import('@huggingface/hub');
     const blob = await downloadFile({
       ...this.#hub,
       repo: this.settings.id.name,
       path: file.path,
       revision: commit,
-      // The newer protocol first; plain HTTP where that has failed or is not wanted.
-      xet: attempt === 0 && !isYes(process.env.HF_HUB_DISABLE_XET),
+      xet: xet && !isYes(process.env.HF_HUB_DISABLE_XET),
     });
     if (!blob) throw failure(`hub ${this.settings.id.name}`, `a file ${file.path}`, 'none');
-    const rest = at === 0 ? blob : blob.slice(at, file.size);
-    return rest.stream() as unknown as AsyncIterable<Uint8Array>;
+    return blob;
   }
 
   #broken(file: ListedFile, at: number, error: unknown): Error {
@@ -313,59 +347,4 @@ class Download {
       throw new FinalError(message, { cause: error });
     }
   }
-}
-
-/** A link as Python makes it, relative; a copy where the system has no links. */
-async function link(blob: string, path: string): Promise<void> {
-  // A link that leads nowhere may be left of a cleaned cache.
-  await rm(path, { force: true });
-  try {
-    await symlink(relative(dirname(path), blob), path);
-  } catch {
-    // Another process may have made it meanwhile.
-    if (!existsSync(path)) await copyFile(blob, path);
-  }
-}
-
-/** Partial files that this process writes. */
-const active = new Set<string>();
-
-/** Whether nobody writes a partial file any more. */
-function isOrphan(path: string): boolean {
-  const pid = Number(/\.(\d+)-[0-9a-f]+\.incomplete$/.exec(path)?.[1]);
-  if (!(pid > 0)) return false;
-  if (pid === process.pid) return !active.has(path);
-  try {
-    process.kill(pid, 0);
-    return false;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'ESRCH';
-  }
-}
-
-/** This process's own file for a download: one that a dead process left, renamed, or a new one. */
-async function partialFile(blob: string): Promise<string> {
-  const folder = dirname(blob);
-  const own = `${blob}.${process.pid}-${randomBytes(4).toString('hex')}.incomplete`;
-  for (const name of await readdir(folder)) {
-    const path = join(folder, name);
-    if (!path.startsWith(`${blob}.`) || !isOrphan(path)) continue;
-    try {
-      await rename(path, own);
-      return own;
-    } catch {
-      // Another process has taken it.
-    }
-  }
-  return own;
-}
-
-/** Adds a file's bytes to a hash. @returns how many there are */
-async function hashFile(path: string, hash: Hash): Promise<number> {
-  let bytes = 0;
-  for await (const chunk of createReadStream(path) as AsyncIterable<Buffer>) {
-    hash.update(chunk);
-    bytes += chunk.length;
-  }
-  return bytes;
 }

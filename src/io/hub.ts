@@ -1,4 +1,6 @@
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { failure } from '../tensor/errors.js';
 import { missingFile } from './files.js';
 import {
@@ -58,9 +60,10 @@ export async function pullModel(id: string, options: HubOptions = {}): Promise<D
   return download(parsed, options);
 }
 
-async function download(id: HubId, options: HubOptions): Promise<Downloaded> {
+async function download(id: HubId, options: HubOptions, headersOnly = false): Promise<Downloaded> {
   const { downloadRepository } = await import('./hub-download.js');
   return downloadRepository({
+    headersOnly,
     id,
     kind: options.kind ?? 'either',
     cacheDir: options.cacheDir ?? hubCacheDir(),
@@ -78,6 +81,38 @@ async function download(id: HubId, options: HubOptions): Promise<Downloaded> {
  * @throws where there is neither, naming both readings
  */
 export async function resolveModel(idOrDir: string, options: HubOptions = {}): Promise<string> {
+  return find(idOrDir, options, async (id) => (await download(id, options)).dir);
+}
+
+/**
+ * Runs `use` on the directory of a model or adapter, found as {@link resolveModel} does. One that
+ * is not in the cache is not downloaded whole: `use` is given a passing directory with the small
+ * files and, in place of the weights, files of their size that hold their headers alone.
+ * @throws as {@link resolveModel}, and as `use`
+ */
+export async function withHeaders<T>(
+  idOrDir: string,
+  options: HubOptions,
+  use: (dir: string) => Promise<T>,
+): Promise<T> {
+  let passing: string | undefined;
+  try {
+    const dir = await find(idOrDir, options, async (id) => {
+      passing = mkdtempSync(join(tmpdir(), 'lowrank-hub-'));
+      return (await download(id, { ...options, cacheDir: passing }, true)).dir;
+    });
+    return await use(dir);
+  } finally {
+    if (passing) rmSync(passing, { recursive: true, force: true });
+  }
+}
+
+/** A local path, what is cached, or what `fetch` brings. */
+async function find(
+  idOrDir: string,
+  options: HubOptions,
+  fetch: (id: HubId) => Promise<string>,
+): Promise<string> {
   if (existsSync(idOrDir)) return idOrDir;
   const { kind = 'either', cacheDir = hubCacheDir() } = options;
   const id = parseHubId(idOrDir);
@@ -88,7 +123,7 @@ export async function resolveModel(idOrDir: string, options: HubOptions = {}): P
   try {
     if (!id.name.includes('/')) throw bareName(what, idOrDir);
     if (options.offline ?? hubOffline()) throw notCached(id, cacheDir);
-    return (await download(id, options)).dir;
+    return await fetch(id);
   } catch (error) {
     options.signal?.throwIfAborted();
     // Whoever has the weights may need no tokenizer; whoever does will say so.
