@@ -1,9 +1,12 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * LoRA fine-tuning from TypeScript.
  *
- * The short way is {@link finetune}: a model directory and a JSON Lines file in, a PEFT adapter
- * out. The long way is in its parts: {@link openModel}, {@link LoraAdapters}, {@link AdamW},
- * {@link train}, {@link saveAdapter}. Below both lie tensors, ops and modules.
+ * {@link loadModel} and {@link loadTokenizer} load a Hugging Face directory or a model of the Hub;
+ * the {@link PretrainedModel} they answer computes (`forward`), generates, and adds, loads,
+ * switches, saves and merges LoRA adapters. {@link finetune} does the whole of a training run: a
+ * model directory and a JSON Lines file in, a PEFT adapter out; {@link train} is its loop,
+ * {@link AdamW} its optimizer. Below them lie tensors, ops and modules.
  *
  * @packageDocumentation
  */
@@ -11,6 +14,15 @@
 // Tensors, gradients and ops.
 export { backward, defineOp, detach, noGrad, scope, setTrainable } from './autograd/index.js';
 // Files.
+export {
+  type Chat,
+  type ChatMessage,
+  type ChatOptions,
+  ChatTemplate,
+  chatPrompt,
+  openChatTemplate,
+  readChat,
+} from './io/chat.js';
 export { Checkpoint, openCheckpoint } from './io/checkpoint.js';
 export { type SaveOptions, saveCheckpoint } from './io/checkpoint-writer.js';
 export {
@@ -23,23 +35,40 @@ export {
   readJsonl,
   tokenizeRecords,
 } from './io/dataset.js';
+export {
+  type Downloaded,
+  type HubEvent,
+  type HubOptions,
+  pullModel,
+  resolveModel,
+} from './io/hub.js';
+export type { LocateOptions } from './io/locate.js';
 export { type LoadOptions, SafetensorsFile, writeSafetensors } from './io/safetensors.js';
 export { BatchSampler, type SamplerOptions } from './io/sampler.js';
 export { TokenFile } from './io/token-file.js';
 export {
+  type DecodeOptions,
   DecodeStream,
+  type EncodeBatchOptions,
+  type EncodedBatch,
   type EncodeOptions,
+  loadTokenizer,
   openTokenizer,
   Tokenizer,
 } from './io/tokenizer.js';
 
 // LoRA.
 export {
+  baseFingerprint,
   chooseTargets,
+  DoraBranch,
   denseLayers,
   type FullLoraConfig,
+  fullConfig,
   LoraAdapters,
+  LoraBranch,
   type LoraConfig,
+  LoraEmbedding,
   type LoraInit,
   LoraLinear,
   loadAdapter,
@@ -73,13 +102,17 @@ export {
   Gpt2LMHeadModel,
   gpt2Config,
 } from './models/gpt2.js';
+export type { ClassifierHead } from './models/head.js';
 export { randomParameters } from './models/init.js';
+export type { ForwardInput, ForwardOutput, TokenValues } from './models/inputs.js';
 export { LlamaForCausalLM, LlamaForSequenceClassification } from './models/llama.js';
 export { type LlamaConfig, llamaConfig } from './models/llama-config.js';
 export {
   buildCausalLM,
   buildModel,
+  type LoadByIdOptions,
   type LoadModelOptions,
+  loadModel,
   type Model,
   modelTypes,
   openModel,
@@ -91,6 +124,18 @@ export {
   type MergeOptions,
   mergeAdapters,
 } from './models/merge.js';
+export {
+  type AdaptersToMerge,
+  type AddAdapterOptions,
+  type IdOptions,
+  type LoadAdapterOptions,
+  type ModelOrigin,
+  PretrainedModel,
+  type SaveAdapterOptions,
+  type TextPromptOptions,
+  type TextStream,
+  type TokenStream,
+} from './models/pretrained.js';
 export { type SaveModelOptions, saveModel } from './models/save.js';
 export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
 // Modules.
@@ -114,6 +159,8 @@ export {
   clipFactor,
   decayGroups,
   gradientNorm,
+  type LoraPlusOptions,
+  loraPlusGroups,
   Optimizer,
   type ParameterGroup,
   SCHEDULES,

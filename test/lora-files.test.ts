@@ -177,7 +177,8 @@ test('settings that change the arithmetic and are not supported are refused by n
     ensure_weight_tying: true,
     target_parameters: ['x'],
     layer_replication: [[0, 2]],
-    init_lora_weights: 'pissa',
+    init_lora_weights: 'pissa_niter_4',
+    lora_ga_config: { scale: 'stable' },
   };
   for (const [key, value] of Object.entries(unsupported)) {
     withSaved((dir, adapters) => {

@@ -12,7 +12,7 @@ import { type Merged, mergedSource, mergeIn } from './merging.js';
 import { withRows } from './mixed.js';
 import type { Site } from './site.js';
 import { chooseLayers, type Target, targetLayers } from './targets.js';
-import { TOKEN_ROWS, TokenRows } from './tokens.js';
+import { TOKEN_ROWS, TokenHead, TokenRows } from './tokens.js';
 import { VARIANTS } from './variants/index.js';
 
 /** PEFT's prefix of every tensor's name in an adapter file. */
@@ -36,6 +36,8 @@ export interface FileNotes {
   readonly modulesToSave?: readonly string[];
   /** The dtype of each copy of a base's table that came along, by its key. */
   readonly tables?: ReadonlyMap<string, DType>;
+  /** Whether it began from the weight and was not converted: it is written so again. */
+  readonly fromWeight?: boolean;
 }
 
 /** What a model is for, in PEFT's words. */
@@ -54,7 +56,7 @@ const OWNERS = new WeakMap<Module, LoraAdapters>();
 /** How the branches of a new adapter are made, and where the parameters it holds whole come from. */
 interface Making {
   branch(variant: Variant, site: Site, config: FullLoraConfig): Branch;
-  tokens(site: Site, ids: readonly number[]): Branch;
+  tokens(site: Site, ids: readonly number[]): TokenRows;
   readonly saved?: AdapterSource;
   /** Whether every name and pattern must match something. */
   readonly strict: boolean;
@@ -209,7 +211,14 @@ export class LoraAdapters {
         if (targets.some((other) => other.path === t.path)) {
           throw failure('lora trainableTokens', 'an embedding without LoRA', t.path);
         }
-        made.push([t, making.tokens(this.#host.site(t), ids)]);
+        const rows = making.tokens(this.#host.site(t), ids);
+        made.push([t, rows]);
+        const head = this.#host.headOf(t);
+        if (!head) continue;
+        if (targets.some((other) => other.path === head.path)) {
+          throw failure('lora trainableTokens', 'a tied head without LoRA', head.path);
+        }
+        made.push([head, new TokenHead(head.path, rows)]);
       }
       const paths = new Set(targets.map((t) => t.path));
       this.#host.saved.add(name, config, paths, making.saved);
@@ -234,6 +243,7 @@ export class LoraAdapters {
     }
     this.#checkPlain('setActive');
     this.#host.saved.check(names);
+    this.#host.checkTokens(names, 'lora setActive');
     this.#active = names;
     this.#host.saved.setActive(names);
     for (const { layer } of this.#host.wrapped.values()) layer.active = names;
@@ -307,9 +317,18 @@ export class LoraAdapters {
 
   /** An adapter's tensors under PEFT's names, in the order of PEFT's files. */
   tensors(name: string): Map<string, Tensor> {
+    return this.#named(name, (branch) => branch.tensors());
+  }
+
+  /** The tensors as a file holds them, with {@link writtenConfig}; some are new ones. */
+  writtenTensors(name: string): Map<string, Tensor> {
+    return this.#named(name, (branch) => branch.written());
+  }
+
+  #named(name: string, of: (branch: Branch) => ReadonlyMap<string, Tensor>): Map<string, Tensor> {
     const out = new Map<string, Tensor>();
     for (const branch of this.#host.branches(this.#known(name))) {
-      for (const [end, t] of branch.tensors()) out.set(`${PEFT_PREFIX}${branch.path}.${end}`, t);
+      for (const [end, t] of of(branch)) out.set(`${PEFT_PREFIX}${branch.path}.${end}`, t);
     }
     const keys = this.#host.saved.parameters(this.config(name), this.#paths(name));
     for (const [parameter, t] of this.#host.saved.tensors(name)) {
@@ -335,8 +354,9 @@ export class LoraAdapters {
 
   /** Paths of the layers that an adapter has A and B on. */
   #paths(name: string): Set<string> {
-    const branches = [...this.#host.branches(name)];
-    return new Set(branches.filter((b) => !(b instanceof TokenRows)).map((b) => b.path));
+    const ofTokens = (b: Branch) => b instanceof TokenRows || b instanceof TokenHead;
+    const branches = [...this.#host.branches(name)].filter((b) => !ofTokens(b));
+    return new Set(branches.map((b) => b.path));
   }
 
   /**

@@ -11,6 +11,8 @@ export interface Branch {
   readonly trainable: boolean;
   /** Its trained tensors by the ends of PEFT's names, `lora_A.weight`. */
   tensors(): ReadonlyMap<string, Tensor>;
+  /** The tensors as a file holds them, new ones where they differ. */
+  written(): ReadonlyMap<string, Tensor>;
   /** Ends of the names of the tensors nearest to the output, which LoRA+ trains faster. */
   readonly outputs: readonly string[];
   setTrainable(trainable: boolean): void;
@@ -65,6 +67,10 @@ export abstract class TensorBranch implements Branch {
   }
 
   tensors(): ReadonlyMap<string, Tensor> {
+    return this.held;
+  }
+
+  written(): ReadonlyMap<string, Tensor> {
     return this.held;
   }
 

@@ -1,8 +1,14 @@
 import { failure, nearest } from '../tensor/errors.js';
-import { initNames } from './init.js';
+import { initNames, isInit, takesFromWeight } from './init.js';
 
 /** How a new adapter's A and B begin; each starts at the base model. */
-export type LoraInit = 'kaiming' | 'gaussian' | 'orthogonal';
+export type LoraInit =
+  | 'kaiming'
+  | 'gaussian'
+  | 'orthogonal'
+  | 'pissa'
+  | `pissa_niter_${number}`
+  | 'olora';
 
 /** Settings of a LoRA adapter. */
 export interface LoraConfig {
@@ -27,7 +33,10 @@ export interface LoraConfig {
   readonly alphaPattern?: Readonly<Record<string, number>>;
   /** Dropout on the adapter's input while training. Default 0. */
   readonly dropout?: number;
-  /** Default kaiming, as PEFT's. */
+  /**
+   * Default `kaiming`, as PEFT's. `pissa` and `olora` take A and B out of the weight (its singular
+   * vectors, its QR); what they take is subtracted beside the base, which is not written.
+   */
   readonly init?: LoraInit;
   /** What is done with A and B: `lora`, or `dora` (Liu et al., 2024). Default lora. */
   readonly variant?: 'lora' | 'dora';
@@ -132,9 +141,8 @@ function checkValues(full: FullLoraConfig): void {
   const none = Array.isArray(tokens) && tokens.length === 0;
   const byName = none ? {} : Array.isArray(tokens) ? { embedding: tokens } : tokens;
   checkPattern('trainableTokens', byName, ids, 'a list of token ids, each once');
-  const inits = initNames();
-  if (!inits.includes(full.init)) {
-    throw failure('lora init', inits.join(' or '), JSON.stringify(full.init));
+  if (!isInit(full.init)) {
+    throw failure('lora init', initNames().join(' or '), JSON.stringify(full.init));
   }
   for (const [key, choices] of Object.entries(CHOICES)) {
     const value = full[key as keyof typeof CHOICES];
@@ -163,6 +171,9 @@ function checkTogether(full: FullLoraConfig): void {
   }
   if (loraBias && init !== 'kaiming') {
     throw failure('lora loraBias', 'the init kaiming', init, 'PEFT has no other either');
+  }
+  if (takesFromWeight(init) && variant !== 'lora') {
+    throw failure(`lora init ${init}`, 'the variant lora', variant);
   }
   const ranks = [rank, ...Object.values(full.rankPattern)];
   const odd = ranks.find((r) => r % 2 !== 0);
@@ -194,6 +205,25 @@ export function sparseConfig(full: FullLoraConfig): LoraConfig {
   const always = ['rank', 'dropout', 'init'];
   const entries = Object.entries(full).filter(([key]) => always.includes(key) || !same(key));
   return Object.fromEntries(entries) as unknown as LoraConfig;
+}
+
+/**
+ * The settings of an adapter as it is written: one that began from the weight is written as plain
+ * LoRA of twice the rank, s·(B A − B₀ A₀) = s·[B, −B₀] [A; A₀] at the same scaling.
+ */
+export function writtenConfig(config: FullLoraConfig): FullLoraConfig {
+  if (!takesFromWeight(config.init)) return config;
+  const factor = config.scaling === 'rslora' ? Math.SQRT2 : 2;
+  const times = (patterns: Readonly<Record<string, number>>, n: number) =>
+    Object.fromEntries(Object.entries(patterns).map(([pattern, v]) => [pattern, v * n]));
+  return {
+    ...config,
+    init: 'kaiming',
+    rank: 2 * config.rank,
+    alpha: factor * config.alpha,
+    rankPattern: times(config.rankPattern, 2),
+    alphaPattern: times(config.alphaPattern, factor),
+  };
 }
 
 /** Rank and scaling of one layer: the settings' own, or the first pattern's that its path ends with. */

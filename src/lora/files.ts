@@ -10,8 +10,15 @@ import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FileNotes, type LoraAdapters, PEFT_PREFIX, peftTask } from './adapters.js';
-import { type FullLoraConfig, fullConfig, type LoraConfig, regex } from './config.js';
+import {
+  type FullLoraConfig,
+  fullConfig,
+  type LoraConfig,
+  regex,
+  writtenConfig,
+} from './config.js';
 import { baseFingerprint } from './fingerprint.js';
+import { takesFromWeight } from './init.js';
 import { peftConfig, readPeftConfig } from './peft.js';
 import {
   chooseLayers,
@@ -88,8 +95,9 @@ export function saveAdapter(
   dir: string,
   baseName: string | null = null,
 ): void {
-  const config = adapters.config(name);
   const notes = adapters.notes(name);
+  const asRead = notes.fromWeight === true;
+  const config = asRead ? adapters.config(name) : writtenConfig(adapters.config(name));
   const own = adapters.targets(name);
   const json = peftConfig(config, {
     targets: peftTargets(adapters.model, config),
@@ -101,7 +109,7 @@ export function saveAdapter(
   });
   mkdirSync(dir, { recursive: true });
   scope(() => {
-    const tensors = adapters.tensors(name);
+    const tensors = asRead ? adapters.tensors(name) : adapters.writtenTensors(name);
     for (const [key, table] of tablesOf(adapters, config, own)) {
       const dtype = notes.tables?.get(key) ?? table.dtype;
       tensors.set(
@@ -186,6 +194,15 @@ function takeTables(
   return found;
 }
 
+/**
+ * Whether a tensor is one that PEFT writes besides, with `bias: all` and modules saved whole: a
+ * bias of such a module a second time, or of the module it stands in for, which nothing uses.
+ */
+function isEcho(key: string, all: ReadonlySet<string>): boolean {
+  const plain = key.replace(/\.(original_module|modules_to_save\.[^.]+)\.(.*\.bias)$/, '.$2');
+  return plain !== key && all.has(plain);
+}
+
 /** Where a file's tensors are not those expected, a line each. */
 function tensorProblems(
   file: SafetensorsFile,
@@ -233,6 +250,7 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
   const file = SafetensorsFile.open(join(dir, WEIGHTS));
   const { config, notes } = settle(adapters, settings, file);
   const left = new Set(file.tensors.keys());
+  for (const key of left) if (isEcho(key, left)) left.delete(key);
   const wrong: string[] = [];
   const expected = adapters.expected(config);
   const tables = takeTables(adapters, config, file, left, wrong);
@@ -249,6 +267,7 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
   if (!any) throw failure('adapter', 'a model with parameters', 'none');
   const options = { backend: any.backend, dtype: 'f32', purpose: 'activation' } as const;
   const read = (key: string) => file.load(PEFT_PREFIX + key, options);
-  adapters.addTensors(name, config, read, { ...notes, tables });
+  const fromWeight = takesFromWeight(config.init);
+  adapters.addTensors(name, config, read, { ...notes, tables, fromWeight });
   checkBase(adapters, name, dir, file.metadata.get(BASE_HASH));
 }

@@ -7,6 +7,8 @@ import { isWrapper, LoraEmbedding, LoraLinear } from './layer.js';
 import { SavedParameters } from './saved.js';
 import { type Site, siteOf } from './site.js';
 import { hasName, plainLayer, type Target, targetLayers } from './targets.js';
+import { untiedHead } from './ties.js';
+import { TokenRows } from './tokens.js';
 
 /** A layer that adapters have branches on, and where it hangs. */
 export interface Wrapped {
@@ -67,6 +69,32 @@ export class Host {
     for (const { layer } of this.wrapped.values()) {
       const branch = layer.branches.get(name);
       if (branch) yield branch;
+    }
+  }
+
+  /** The head that a table was tied to and is not, where the model was loaded so. */
+  headOf({ path }: Target): Target | undefined {
+    const tie = untiedHead(this.model);
+    if (tie?.table !== `${path}.weight`) return undefined;
+    return targetLayers(this.model).find((t) => `${t.path}.weight` === tie.head);
+  }
+
+  /** Throws if two of these adapters have rows of their own for one token. */
+  checkTokens(adapters: readonly string[], where: string): void {
+    if (adapters.length < 2) return;
+    for (const { layer } of this.wrapped.values()) {
+      const seen = new Map<number, string>();
+      for (const name of adapters) {
+        const branch = layer.branches.get(name);
+        for (const id of branch instanceof TokenRows ? branch.ids : []) {
+          const other = seen.get(id);
+          if (other !== undefined) {
+            const expected = `one adapter with a row for token ${id} of ${branch?.path}`;
+            throw failure(where, expected, `${other} and ${name}`);
+          }
+          seen.set(id, name);
+        }
+      }
     }
   }
 

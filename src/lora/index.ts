@@ -3,7 +3,7 @@ export type { Branch, Variant } from './branch.js';
 export { type FullLoraConfig, fullConfig, type LoraConfig, type LoraInit } from './config.js';
 export { loadAdapter, readAdapterConfig, saveAdapter } from './files.js';
 export { baseFingerprint } from './fingerprint.js';
-export { initNames, registerInit, type Start, type StartRequest } from './init.js';
+export { initNames } from './init.js';
 export { LoraEmbedding, LoraLinear, type MergeWeights } from './layer.js';
 export { type Site, siteOf } from './site.js';
 export {
@@ -14,5 +14,6 @@ export {
   type Target,
   targetLayers,
 } from './targets.js';
+export { noteUntied } from './ties.js';
 export { TokenRows } from './tokens.js';
 export { DoraBranch, LoraBranch } from './variants/index.js';

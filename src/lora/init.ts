@@ -1,5 +1,7 @@
 import { failure } from '../tensor/errors.js';
 import { normal, streamOf, uniform } from '../tensor/random.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { oloraStart, pissaStart, type WeightStart } from './algebra/starts.js';
 import type { Site } from './site.js';
 
 /** What a start is made for. */
@@ -10,37 +12,68 @@ export interface StartRequest {
   readonly seed: number;
 }
 
-/** A and B of a new branch, as their layer's site shapes them. */
+/** A [r, in] and B [out, r] of a new branch, row-major or as f32 tensors. */
 export interface Start {
-  readonly a: Float32Array;
-  readonly b: Float32Array;
-  /**
-   * Whether the base loses scaling·B A for them (PiSSA, OLoRA), so that training starts at the
-   * base all the same. The base itself is not written: the branch subtracts its start.
-   */
-  readonly residual?: boolean;
+  readonly a: Float32Array | Tensor;
+  readonly b: Float32Array | Tensor;
 }
 
 /** A way to begin. */
 export type StartMaker = (request: StartRequest) => Start;
 
-const makers = new Map<string, StartMaker>();
+/** Ways to begin by their names in PEFT's `init_lora_weights`; `kaiming` is `true` there. */
+const MAKERS: Readonly<Record<string, StartMaker>> = {
+  kaiming,
+  gaussian,
+  orthogonal,
+  pissa: (request) => fromWeight(pissaStart(request.site.weight, weightOptions(request))),
+  olora: (request) => fromWeight(oloraStart(request.site.weight, weightOptions(request))),
+};
 
-/** Adds a way to begin under a name of PEFT's `init_lora_weights`. */
-export function registerInit(name: string, make: StartMaker): void {
-  makers.set(name, make);
-}
+/** PiSSA by a randomised decomposition of N power iterations. */
+const NITER = /^pissa_niter_(\d+)$/;
 
 /** Every name that there is a way to begin for. */
 export function initNames(): string[] {
-  return [...makers.keys()];
+  return [...Object.keys(MAKERS), 'pissa_niter_N'];
+}
+
+/** Whether there is a way to begin of this name. */
+export function isInit(name: string): boolean {
+  return Object.hasOwn(MAKERS, name) || NITER.test(name);
+}
+
+/**
+ * Whether a way to begin takes A and B out of the weight, so that the base loses scaling·B A for
+ * them and training starts at the base all the same.
+ */
+export function takesFromWeight(init: string): boolean {
+  return init === 'olora' || init.startsWith('pissa');
 }
 
 /** A and B of a new branch. */
 export function start(init: string, request: StartRequest): Start {
-  const make = makers.get(init);
+  const niter = NITER.exec(init);
+  if (niter) {
+    const options = { ...weightOptions(request), iterations: Number(niter[1]) };
+    return fromWeight(pissaStart(request.site.weight, options));
+  }
+  const make = MAKERS[init];
   if (!make) throw failure('lora init', initNames().join(' or '), `"${init}"`);
   return make(request);
+}
+
+function weightOptions({ site, rank, scaling, seed }: StartRequest) {
+  if (site.kind !== 'dense') {
+    throw failure('lora init', 'kaiming or gaussian', `a start from the weight of ${site.path}`);
+  }
+  return { rank, scaling, seed, transposed: site.transposed };
+}
+
+/** The factors alone: the base stays as it is, the branch subtracts its start instead. */
+function fromWeight({ a, b, residual }: WeightStart): Start {
+  residual.dispose();
+  return { a, b };
 }
 
 /** Random numbers of a layer's A, or B where that is the random one. */
@@ -62,7 +95,7 @@ function zeroB(request: StartRequest, a: Float32Array): Start {
 }
 
 // Kaiming uniform with slope √5, as loralib and PEFT: bound 1/√in.
-registerInit('kaiming', (request) => {
+function kaiming(request: StartRequest): Start {
   const { site, rank } = request;
   if (site.kind === 'embedding') return embeddingStart(request);
   const bound = 1 / Math.sqrt(site.inFeatures);
@@ -71,10 +104,10 @@ registerInit('kaiming', (request) => {
     request,
     Float32Array.from(u, (v) => (2 * v - 1) * bound),
   );
-});
+}
 
 // Normal with a standard deviation of 1/r, as PEFT.
-registerInit('gaussian', (request) => {
+function gaussian(request: StartRequest): Start {
   const { site, rank } = request;
   if (site.kind === 'embedding') return embeddingStart(request);
   const z = normal(random(request, 'A'), rank * site.inFeatures);
@@ -82,7 +115,7 @@ registerInit('gaussian', (request) => {
     request,
     Float32Array.from(z, (v) => v / rank),
   );
-});
+}
 
 /** Rows that are orthonormal, from a random square matrix by Gram and Schmidt, twice for accuracy. */
 function orthonormalRows(values: Float64Array, n: number): Float64Array[] {
@@ -102,7 +135,7 @@ function orthonormalRows(values: Float64Array, n: number): Float64Array[] {
 
 // A and B random over orthogonal halves of the rank, a tenth in size, as PEFT: B A is 0 though
 // neither is. q: rows of a random orthogonal [r, r]; A = (x q_odd)ᵀ / 10, B = y q_even / 10.
-registerInit('orthogonal', (request) => {
+function orthogonal(request: StartRequest): Start {
   const { site, rank, seed } = request;
   if (site.kind === 'embedding') {
     throw failure('lora init orthogonal', 'dense layers', `the embedding ${site.path}`);
@@ -130,4 +163,4 @@ registerInit('orthogonal', (request) => {
     for (let k = 0; k < rank; k++) a[k * site.inFeatures + i] = wide[i * rank + k] as number;
   }
   return { a, b: Float32Array.from(product(site.outFeatures, 'B', 1)) };
-});
+}

@@ -42,6 +42,7 @@ function wholeParameter(host: Host, parameter: string, weights: Weights): Tensor
 /** The layers that adapters of a merge have branches on. @throws where a bias has no place */
 function touched(host: Host, weights: Weights): Wrapped[] {
   const names = [...weights.keys()];
+  host.checkTokens(names, 'merge');
   return [...host.wrapped.values()].filter(({ layer }) => {
     const [biased] = biasChanges(layer, names);
     if (biased !== undefined && !layer.site.bias) throw noBias(layer.site.path, biased);

@@ -1,5 +1,11 @@
 import { failure } from '../tensor/errors.js';
-import { type FullLoraConfig, fullConfig, type LoraConfig, sparseConfig } from './config.js';
+import {
+  type FullLoraConfig,
+  fullConfig,
+  type LoraConfig,
+  type LoraInit,
+  sparseConfig,
+} from './config.js';
 
 /** The layout version of PEFT that is written and read. */
 const PEFT_VERSION = '0.21.0';
@@ -62,8 +68,11 @@ const USED = new Set([
   'use_rslora',
 ]);
 
-/** Starts that leave the base weights alone; others (pissa, olora, …) subtract from them. */
-const PLAIN_STARTS: readonly unknown[] = [true, false, 'gaussian', 'orthogonal', 'eva'];
+/**
+ * Starts that are read: those that leave the base alone, and those whose share of the base can be
+ * computed from it again. Not so a randomised PiSSA (pissa_niter_N), or starts from data.
+ */
+const STARTS: readonly unknown[] = [true, false, 'gaussian', 'orthogonal', 'eva', 'pissa', 'olora'];
 
 /** Unknown keys that were told of in this process. */
 const told = new Set<string>();
@@ -170,8 +179,8 @@ export function readPeftConfig(json: Json, path: string): LoraConfig {
   const texts = either(isText, listOf(isText));
   const flag = (key: string) => read(key, (v) => typeof v === 'boolean', 'true or false', false);
   const start = json.init_lora_weights ?? true;
-  if (!PLAIN_STARTS.includes(start)) {
-    throw wrong('init_lora_weights', `one of ${PLAIN_STARTS.join(', ')}`);
+  if (!STARTS.includes(start)) {
+    throw wrong('init_lora_weights', `one of ${STARTS.join(', ')}`);
   }
   const targets = read<string[] | string>('target_modules', texts, 'names');
   const numbers = tableOf(isNumber);
@@ -197,7 +206,7 @@ export function readPeftConfig(json: Json, path: string): LoraConfig {
     ),
     rankPattern: read('rank_pattern', numbers, 'numbers by pattern', {}),
     alphaPattern: read('alpha_pattern', numbers, 'numbers by pattern', {}),
-    init: start === 'gaussian' || start === 'orthogonal' ? start : 'kaiming',
+    init: typeof start === 'string' && start !== 'eva' ? (start as LoraInit) : 'kaiming',
     variant: flag('use_dora') ? 'dora' : 'lora',
     scaling: flag('use_rslora') ? 'rslora' : 'lora',
     loraBias: flag('lora_bias'),

@@ -3,7 +3,7 @@ import { cast, concat, embedding, linear, matmul, sub } from '../ops/index.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { type BranchSource, TensorBranch, takeTensors } from './branch.js';
+import { type Branch, type BranchSource, TensorBranch, takeTensors } from './branch.js';
 import type { Site } from './site.js';
 
 /** The end of PEFT's name; though it says delta, it holds the rows themselves. */
@@ -74,6 +74,46 @@ export class TokenRows extends TensorBranch {
   delta(): Tensor {
     return noGrad(() => scope(() => matmul(this.#spread(), this.#more(), { transA: true })));
   }
+}
+
+/** The part of {@link TokenRows} for a head that is a tensor of its own but was tied to the table. */
+export class TokenHead implements Branch {
+  readonly outputs: readonly string[] = [];
+  readonly changesBias = false;
+
+  constructor(
+    readonly path: string,
+    private readonly rows: TokenRows,
+  ) {}
+
+  get trainable(): boolean {
+    return this.rows.trainable;
+  }
+
+  /** None of its own: the rows are the table's. */
+  tensors(): ReadonlyMap<string, Tensor> {
+    return new Map();
+  }
+
+  written(): ReadonlyMap<string, Tensor> {
+    return new Map();
+  }
+
+  setTrainable(): void {}
+
+  change(x: Tensor): Tensor {
+    return this.rows.headChange(x);
+  }
+
+  delta(): Tensor {
+    return this.rows.delta();
+  }
+
+  biasDelta(): null {
+    return null;
+  }
+
+  dispose(): void {}
 }
 
 /** Rows of the base's table as f32 [n, C]. */

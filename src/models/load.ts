@@ -2,6 +2,7 @@ import { setTrainable } from '../autograd/index.js';
 import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
 import { HUB_SETTINGS, type LocateOptions, locate, splitOptions } from '../io/locate.js';
 import { specialIds } from '../io/special-ids.js';
+import { noteUntied } from '../lora/index.js';
 import type { ParameterSource } from '../nn/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { DTYPES, type DType, isFloat } from '../tensor/dtype.js';
@@ -132,7 +133,8 @@ export function buildModel(config: Json, source: ParameterSource): Model {
       made.push(t);
       return t;
     });
-    model.rebuild = (other) => buildModel(config, other);
+    const table = tiedTable(config);
+    model.recipe = { config, tied: table ? { table, head: HEAD } : null, build: buildModel };
     return model;
   } catch (error) {
     for (const t of made) t.dispose();
@@ -169,20 +171,20 @@ export interface TaskModels {
 /** How {@link openModel} loads. */
 export interface LoadModelOptions<T extends keyof TaskModels = keyof TaskModels> {
   /** What the model must be for; it also narrows the type. Default: whatever config.json names. */
-  readonly task?: T;
+  readonly task?: T | undefined;
   /** A backend or its name; default auto: cpu where the addon is built, else reference. */
-  readonly backend?: Backend | string;
+  readonly backend?: Backend | string | undefined;
   /** Storage of the weights; default the file's own. */
-  readonly dtype?: DType;
+  readonly dtype?: DType | undefined;
   /** Makes every parameter trainable (and f32), for full fine-tuning. Default false. */
-  readonly trainable?: boolean;
+  readonly trainable?: boolean | undefined;
   /** For a classifier: what it answers, where that is not what config.json says; a new head. */
-  readonly head?: ClassifierHead;
+  readonly head?: ClassifierHead | undefined;
   /**
    * Gives a head that is tied to the table of embeddings a tensor of its own, of the same numbers,
    * so that an adapter may change either alone. Default false.
    */
-  readonly untied?: boolean;
+  readonly untied?: boolean | undefined;
 }
 
 const SETTINGS: readonly string[] = Object.keys({
@@ -272,7 +274,8 @@ function open(dir: string, options: LoadModelOptions): Model {
     return fresh(name, shape) ?? source(from ?? name, shape);
   });
   if (left.size === 0) {
-    model.origin = originOf(dir, config, head);
+    if (untie && table !== undefined) noteUntied(model, { head: HEAD, table });
+    model.origin = originOf(dir, head);
     return model;
   }
   model.dispose();
@@ -284,10 +287,10 @@ function open(dir: string, options: LoadModelOptions): Model {
   );
 }
 
-function originOf(dir: string, config: Json, head: ClassifierHead | undefined): ModelOrigin {
+function originOf(dir: string, head: ClassifierHead | undefined): ModelOrigin {
   const eosIds = specialIds(dir, 'eos');
   const beside = head ? { saveBeside: (to: string) => saveHead(to, head) } : {};
-  return { name: dir, dir, config, eosIds, ...beside };
+  return { name: dir, dir, eosIds, ...beside };
 }
 
 /** A head that config.json ties to the table, if it is written as well, must be the same. */

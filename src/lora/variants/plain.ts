@@ -1,13 +1,13 @@
 import { noGrad, scope } from '../../autograd/index.js';
 import { trainingContext } from '../../nn/index.js';
-import { dropout, linear, matmul, scale } from '../../ops/index.js';
+import { concat, dropout, linear, matmul, scale, sub } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { streamOf } from '../../tensor/random.js';
 import type { Shape } from '../../tensor/shape.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { type BranchSource, TensorBranch, takeTensors, type Variant } from '../branch.js';
 import { type FullLoraConfig, settingsOf } from '../config.js';
-import { start } from '../init.js';
+import { start, takesFromWeight } from '../init.js';
 import { branchShapes, type Site } from '../site.js';
 
 const BIAS = 'lora_B.bias';
@@ -20,22 +20,28 @@ export class LoraBranch extends TensorBranch {
   readonly b: Tensor;
   /** [out] or none. */
   readonly c: Tensor | null;
+  /** A and B of a start that was taken out of the weight: what they add is subtracted. */
+  readonly taken: { readonly a: Tensor; readonly b: Tensor } | null;
 
   /**
    * @param tensors A, B and what else the variant has, by the ends of PEFT's names
    * @param scaling alpha / r, or alpha / √r
    * @param dropout on the branch's input while training
+   * @param taken A and B of a start from the weight, frozen; the branch owns them
    */
   constructor(
     site: Site,
     tensors: ReadonlyMap<string, Tensor>,
     readonly scaling: number,
     readonly dropout: number,
+    taken: { readonly a: Tensor; readonly b: Tensor } | null = null,
   ) {
     super(site, tensors);
     this.a = this.part(site.names.a);
     this.b = this.part(site.names.b);
     this.c = tensors.get(BIAS) ?? null;
+    this.taken = taken;
+    for (const t of taken ? [taken.a, taken.b] : []) t.storage.retag('frozen');
   }
 
   /** A branch of A [r, in] and B [out, r] alone. */
@@ -49,7 +55,7 @@ export class LoraBranch extends TensorBranch {
 
   /** Whether the output's change is s·(x Aᵀ) Bᵀ + s·c alone, so that branches can be grouped. */
   get isProduct(): boolean {
-    return true;
+    return this.taken === null;
   }
 
   get rank(): number {
@@ -76,15 +82,40 @@ export class LoraBranch extends TensorBranch {
   }
 
   change(x: Tensor, _y: Tensor): Tensor {
-    return this.product(this.seen(x));
+    const { taken } = this;
+    const seen = this.seen(x);
+    if (!taken) return this.product(seen);
+    return scope(() => {
+      const start = linear(scale(this.site.down(seen, taken.a), this.scaling), taken.b);
+      return sub(this.product(seen), start);
+    });
   }
 
   delta(): Tensor {
-    const product = () =>
-      this.site.transposed
-        ? matmul(this.a, this.b, { transA: true, transB: true })
-        : matmul(this.b, this.a);
-    return noGrad(() => scope(() => scale(product(), this.scaling)));
+    const of = ({ a, b }: { readonly a: Tensor; readonly b: Tensor }) =>
+      scale(
+        this.site.transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a),
+        this.scaling,
+      );
+    const { taken } = this;
+    return noGrad(() => scope(() => (taken ? sub(of(this), of(taken)) : of(this))));
+  }
+
+  override written(): ReadonlyMap<string, Tensor> {
+    const { taken, site } = this;
+    if (!taken) return this.tensors();
+    return noGrad(() =>
+      scope(() => {
+        const a = concat([this.a, taken.a], 0);
+        const b = concat([this.b, scale(taken.b, -1)], 1);
+        return new Map([...this.tensors(), [site.names.a, a], [site.names.b, b]]);
+      }),
+    );
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const t of this.taken ? [this.taken.a, this.taken.b] : []) t.dispose();
   }
 
   override get changesBias(): boolean {
@@ -118,12 +149,30 @@ export function startTensors(
   const { a, b } = start(config.init, { site, rank, scaling, seed });
   const shapes = branchShapes(site, rank);
   const options = { backend: site.weight.backend, purpose: 'trainable' } as const;
+  const own = (t: Float32Array | Tensor, shape: Shape) =>
+    (t instanceof Float32Array ? tensor(t, shape, options) : t).keep();
   const made = new Map([
-    [site.names.a, tensor(a, shapes.a, options).keep()],
-    [site.names.b, tensor(b, shapes.b, options).keep()],
+    [site.names.a, own(a, shapes.a)],
+    [site.names.b, own(b, shapes.b)],
   ]);
   if (config.loraBias) made.set(BIAS, zeros([site.outFeatures], options).keep());
   return made;
+}
+
+/** A and B of the start again, for a branch that began from the weight. */
+function takenStart(site: Site, config: FullLoraConfig, seed: number) {
+  if (!takesFromWeight(config.init)) return null;
+  const made = startTensors(site, { ...config, loraBias: false }, seed);
+  return { a: made.get(site.names.a) as Tensor, b: made.get(site.names.b) as Tensor };
+}
+
+function copies(t: { readonly a: Tensor; readonly b: Tensor }, site: Site): Map<string, Tensor> {
+  const copy = (x: Tensor) =>
+    tensor(x.toArray() as Float32Array, x.shape, { backend: x.backend, purpose: 'trainable' });
+  return new Map([
+    [site.names.a, copy(t.a).keep()],
+    [site.names.b, copy(t.b).keep()],
+  ]);
 }
 
 export const plain: Variant = {
@@ -131,11 +180,13 @@ export const plain: Variant = {
   shapes: loraShapes,
   create: (site, config, seed) => {
     const { scaling } = settingsOf(config, site.path);
-    return new LoraBranch(site, startTensors(site, config, seed), scaling, config.dropout);
+    const taken = takenStart(site, config, seed);
+    const held = taken ? copies(taken, site) : startTensors(site, config, seed);
+    return new LoraBranch(site, held, scaling, config.dropout, taken);
   },
   from: (site, config, source: BranchSource) => {
     const { scaling } = settingsOf(config, site.path);
     const held = takeTensors(site.path, loraShapes(site, config), source);
-    return new LoraBranch(site, held, scaling, config.dropout);
+    return new LoraBranch(site, held, scaling, config.dropout, takenStart(site, config, 0));
   },
 };
