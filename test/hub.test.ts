@@ -437,6 +437,23 @@ test('a repository without a tokenizer is not looked through again', async () =>
   assert.equal(hub.taken(), []);
 });
 
+test('a tokenizer comes without the weights, and is no model', async () => {
+  publishModel();
+  const options = fresh({ kind: 'tokenizer' });
+  const dir = await resolveModel('org/model', options);
+  assert.equal(readdirSync(dir).sort(), ['chat_template.jinja', 'config.json', 'tokenizer.json']);
+  hub.taken();
+  assert.is(await resolveModel('org/model', options), dir);
+  assert.equal(hub.taken(), []);
+  const offline: HubOptions = { ...options, offline: true, kind: 'model' };
+  assert.match(await messageOf(resolveModel('org/model', offline)), /nothing whole there/);
+  assert.is(await resolveModel('org/model', { ...options, kind: 'model' }), dir);
+  assert.ok(existsSync(join(dir, 'model.safetensors')));
+  publish('org/other', { 'config.json': CONFIG });
+  const none = await messageOf(resolveModel('org/other', options));
+  assert.match(none, /expected tokenizer\.json, received only config\.json/);
+});
+
 test('a snapshot that lacks a shard is no model yet', async () => {
   const options = fresh({ kind: 'model', offline: true });
   const dir = join(repositoryOf(options.cacheDir), 'snapshots', COMMIT);
@@ -446,7 +463,7 @@ test('a snapshot that lacks a shard is no model yet', async () => {
   writeFileSync(join(dir, 'model.safetensors.index.json'), JSON.stringify(map));
   writeFileSync(join(dir, 'a.safetensors'), WEIGHTS);
   const id = `org/model@${COMMIT}`;
-  assert.match(await messageOf(resolveModel(id, options)), /none with its weights there/);
+  assert.match(await messageOf(resolveModel(id, options)), /nothing whole there/);
   writeFileSync(join(dir, 'b.safetensors'), WEIGHTS);
   assert.is(await resolveModel(id, options), dir);
 });

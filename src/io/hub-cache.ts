@@ -7,8 +7,8 @@ import { quoted } from './safetensors-header.js';
 /** Environment variables, as `process.env` has them. */
 export type Env = Readonly<Record<string, string | undefined>>;
 
-/** What is looked for: a model directory, an adapter directory, or either. */
-export type HubKind = 'model' | 'adapter' | 'either';
+/** What is looked for: a model directory, an adapter directory, either, or a tokenizer alone. */
+export type HubKind = 'model' | 'adapter' | 'either' | 'tokenizer';
 
 /** A repository of models on the Hub, at a revision. */
 export interface HubId {
@@ -23,8 +23,8 @@ export interface Snapshot {
   readonly dir: string;
   /** The full commit hash. */
   readonly commit: string;
-  /** Whether what a model or adapter needs is there: settings and every file of weights. */
-  readonly weights: boolean;
+  /** Whether what is looked for is there: of a model its settings and every file of weights. */
+  readonly whole: boolean;
   /** Whether the tokenizer is there, or known not to be in the repository. */
   readonly tokenizer: boolean;
 }
@@ -175,11 +175,11 @@ export function cachedSnapshot(
   if (commit === undefined) return undefined;
   const dir = join(repository, 'snapshots', commit);
   if (!statSync(dir, { throwIfNoEntry: false })?.isDirectory()) return undefined;
+  const own = hasFile(join(dir, 'tokenizer.json'));
+  if (kind === 'tokenizer') return { dir, commit, whole: own, tokenizer: own };
   const model = kind !== 'adapter' && hasModel(dir);
   const adapter = kind !== 'model' && hasAdapter(dir);
-  const tokenizer =
-    hasFile(join(dir, 'tokenizer.json')) ||
-    existsSync(absentFile(repository, commit, 'tokenizer.json'));
+  const tokenizer = own || existsSync(absentFile(repository, commit, 'tokenizer.json'));
   // An adapter is read without a tokenizer: its model has one.
-  return { dir, commit, weights: model || adapter, tokenizer: tokenizer || !model };
+  return { dir, commit, whole: model || adapter, tokenizer: tokenizer || !model };
 }

@@ -13,6 +13,7 @@ export interface ListedFile {
 export const INDEX = 'model.safetensors.index.json';
 const WEIGHTS = 'model.safetensors';
 const ADAPTER = 'adapter_model.safetensors';
+const TOKENIZER = 'tokenizer.json';
 
 /** Small files that a model or adapter is read with, here or by transformers. */
 const COMPANIONS: ReadonlySet<string> = new Set([
@@ -57,6 +58,10 @@ export interface Wanted {
 export function chooseFiles(listing: readonly ListedFile[], id: HubId, kind: HubKind): Wanted {
   const files = new Map(listing.map((f) => [f.path, f]));
   const companions = listing.filter((f) => COMPANIONS.has(f.path));
+  if (kind === 'tokenizer') {
+    if (!files.has(TOKENIZER)) throw nothing(`hub ${id.name}`, TOKENIZER, [...files.keys()]);
+    return { companions, weights: [], index: undefined };
+  }
   const whole = kind === 'adapter' ? undefined : files.get(WEIGHTS);
   const index = kind === 'adapter' || whole ? undefined : files.get(INDEX);
   const adapter = kind === 'model' ? undefined : files.get(ADAPTER);
@@ -89,7 +94,11 @@ function noWeights(files: ReadonlyMap<string, ListedFile>, id: HubId, kind: HubK
     return failure(place, expected, gguf, way);
   }
   const other = names.filter((n) => /\.(safetensors|onnx|h5|msgpack)$/i.test(n));
-  const some = (other.length > 0 ? other : names).slice(0, 5).join(', ');
+  return nothing(place, expected, other.length > 0 ? other : names);
+}
+
+function nothing(place: string, expected: string, names: readonly string[]): Error {
+  const some = names.slice(0, 5).join(', ');
   return failure(place, expected, names.length === 0 ? 'an empty repository' : `only ${some}`);
 }
 

@@ -22,7 +22,7 @@ export type { Downloaded, HubEvent } from './hub-download.js';
 
 /** Where {@link pullModel} and {@link resolveModel} look, and whom they tell. */
 export interface HubOptions {
-  /** What the directory must hold, a model with its tokenizer; default either, without. */
+  /** What the directory must hold; a model comes with its tokenizer. Default a model or an adapter. */
   readonly kind?: HubKind;
   /** The cache folder; default Hugging Face's own: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME. */
   readonly cacheDir?: string;
@@ -54,7 +54,7 @@ export async function pullModel(id: string, options: HubOptions = {}): Promise<D
   const { cacheDir = hubCacheDir(), kind = 'either' } = options;
   if (options.offline ?? hubOffline()) {
     const found = cachedSnapshot(cacheDir, parsed, kind);
-    if (!found?.weights) throw notCached(parsed, cacheDir);
+    if (!found?.whole) throw notCached(parsed, cacheDir);
     return { dir: found.dir, commit: found.commit, files: 0, bytes: 0, received: 0 };
   }
   return download(parsed, options);
@@ -119,7 +119,7 @@ async function find(
   const what = kind === 'either' ? 'model' : kind;
   if (!id) throw missingFile(what, idOrDir, nameHint(idOrDir));
   const cached = cachedSnapshot(cacheDir, id, kind);
-  if (cached?.weights && (cached.tokenizer || kind === 'either')) return cached.dir;
+  if (cached?.whole && (cached.tokenizer || kind === 'either')) return cached.dir;
   try {
     if (!id.name.includes('/')) throw bareName(what, idOrDir);
     if (options.offline ?? hubOffline()) throw notCached(id, cacheDir);
@@ -127,7 +127,7 @@ async function find(
   } catch (error) {
     options.signal?.throwIfAborted();
     // Whoever has the weights may need no tokenizer; whoever does will say so.
-    if (cached?.weights) return cached.dir;
+    if (cached?.whole) return cached.dir;
     if (!(error instanceof Error) || !id.name.includes('/')) throw error;
     const text = `${error.message}. As a path: there is no ${quoted(idOrDir)} here`;
     throw new Error(text, { cause: error });
@@ -156,7 +156,7 @@ function notCached(id: HubId, cacheDir: string): Error {
   return failure(
     `hub ${name}`,
     `${revision === 'main' ? 'it' : `revision ${revision}`} in the cache ${cacheDir}`,
-    'none with its weights there, and HF_HUB_OFFLINE forbids the network',
+    'nothing whole there, and HF_HUB_OFFLINE forbids the network',
     `Unset it, or run lowrank pull ${name} where there is one and copy the cache folder`,
   );
 }

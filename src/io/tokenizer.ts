@@ -307,7 +307,7 @@ export async function loadTokenizer(
   options: LocateOptions = {},
 ): Promise<Tokenizer> {
   onlyKnown('loadTokenizer', options, HUB_SETTINGS);
-  return openTokenizer(await locate(dirOrId, 'either', options));
+  return openTokenizer(await locate(dirOrId, 'tokenizer', options));
 }
 
 /**
