@@ -14,7 +14,7 @@ import type { Tensor } from '../tensor/tensor.js';
 type Json = Readonly<Record<string, unknown>>;
 
 /** Bytes fetched from a backend at once. A multiple of every element size. */
-const PIECE = 8 * 2 ** 20;
+const PIECE = 4 * 2 ** 20;
 
 /** A tensor of a model that is made when its turn to be written comes, and then freed. */
 export interface LazyTensor {
@@ -73,9 +73,8 @@ function withDType(config: Json, dtypes: ReadonlySet<DType>): Json {
   return { ...rest, dtype: name, ...(old === undefined ? {} : { torch_dtype: name }) };
 }
 
-/** The bytes of a tensor in pieces of one buffer, each to be written before the next is asked for. */
-function* pieces(t: Tensor): Generator<Uint8Array> {
-  const buffer = new Uint8Array(Math.min(PIECE, t.byteLength));
+/** The bytes of a tensor in pieces of `buffer`, each to be written before the next is asked for. */
+function* pieces(t: Tensor, buffer: Uint8Array): Generator<Uint8Array> {
   for (let at = 0; at < t.byteLength; at += buffer.length) {
     const piece = buffer.subarray(0, Math.min(buffer.length, t.byteLength - at));
     t.backend.download(t.storage.handle, t.byteOffset + at, piece);
@@ -83,8 +82,8 @@ function* pieces(t: Tensor): Generator<Uint8Array> {
   }
 }
 
-function* finitePieces(name: string, t: Tensor): Generator<Uint8Array> {
-  for (const piece of pieces(t)) {
+function* finitePieces(name: string, t: Tensor, buffer: Uint8Array): Generator<Uint8Array> {
+  for (const piece of pieces(t, buffer)) {
     if (firstNonFinite(piece, t.dtype) >= 0) {
       throw failure(
         'save',
@@ -97,7 +96,7 @@ function* finitePieces(name: string, t: Tensor): Generator<Uint8Array> {
   }
 }
 
-function* lazyBytes({ name, dtype, make }: LazyTensor): Parts {
+function* lazyBytes({ name, dtype, make }: LazyTensor, buffer: Uint8Array): Parts {
   const made = make();
   let written = made;
   try {
@@ -105,7 +104,7 @@ function* lazyBytes({ name, dtype, make }: LazyTensor): Parts {
       written = noGrad(() => scope(() => cast(made, dtype))).keep();
       made.dispose();
     }
-    yield* finitePieces(name, written);
+    yield* finitePieces(name, written, buffer);
   } finally {
     written.dispose();
     made.dispose();
@@ -145,9 +144,11 @@ export function saveModel(dir: string, options: SaveModelOptions): SavedModel {
           return { name, shape: t.shape, dtype: t.dtype, make: () => t.alias() };
         })
       : (tensors as readonly LazyTensor[]);
+  // One for all tensors: a new one for each would wait for the garbage collector.
+  const buffer = new Uint8Array(PIECE);
   const entries = list.map((t): WriteEntry => {
     const dtype = isFloat(t.dtype) ? (options.dtype ?? t.dtype) : t.dtype;
-    return { name: t.name, shape: t.shape, dtype, bytes: () => lazyBytes({ ...t, dtype }) };
+    return { name: t.name, shape: t.shape, dtype, bytes: () => lazyBytes({ ...t, dtype }, buffer) };
   });
   const { files, leftOut } = companionFiles(tokenizerDir, options.keepAll ? 'all' : 'tokenizer');
   const config = withDType(options.config, new Set(entries.map((e) => e.dtype as DType)));

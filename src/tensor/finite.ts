@@ -2,7 +2,7 @@ import { type DType, dtypeBytes, viewOf } from './dtype.js';
 import type { Tensor } from './tensor.js';
 
 /** Bytes fetched from a backend at once. A multiple of every element size. */
-const PIECE = 4 * 2 ** 20;
+const PIECE = 64 * 2 ** 10;
 
 /** The bits of an exponent of all ones: Inf or NaN. */
 const EXPONENTS = { f32: 0x7f800000, f16: 0x7c00, bf16: 0x7f80 } as const;
