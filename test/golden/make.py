@@ -167,6 +167,50 @@ CASES = [
         task="SEQ_CLS",
         labels="values",
     ),
+    # A and B on the table of tokens, scaling by the root of the rank, ranks and alphas by pattern.
+    Case(
+        "llama-table-rslora-patterns",
+        dict(num_key_value_heads=2),
+        dict(
+            r=2,
+            lora_alpha=3,
+            target_modules=["embed_tokens", "q_proj", "v_proj", "down_proj"],
+            use_rslora=True,
+            rank_pattern={"q_proj": 1, r"layers\.1\..*down_proj": 4},
+            alpha_pattern={"^model.layers.0.self_attn.v_proj": 5},
+        ),
+    ),
+    # DoRA on Conv1D with the layers' biases, from bf16 weights.
+    Case(
+        "gpt2-dora-biases-bf16",
+        TINY_GPT2,
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["c_attn", "mlp.c_proj"],
+            fan_in_fan_out=True,
+            use_dora=True,
+            bias="lora_only",
+        ),
+        torch.bfloat16,
+    ),
+    # B with a bias, a module saved whole, rows of tokens in a table that the head shares, chosen
+    # blocks without one name.
+    Case(
+        "llama-tokens-whole-tied",
+        dict(num_key_value_heads=2, attention_bias=True, tie_word_embeddings=True),
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["q_proj", "v_proj", "k_proj"],
+            exclude_modules=["k_proj"],
+            layers_to_transform=[1],
+            layers_pattern="layers",
+            lora_bias=True,
+            modules_to_save=["model.norm"],
+            trainable_token_indices=[5, 3, 30],
+        ),
+    ),
 ]
 
 
@@ -265,8 +309,10 @@ def build(case, out):
 
     expected["base_logits"] = logits(base)
     model = peft.get_peft_model(base, peft.LoraConfig(task_type=case.task, **case.lora)).eval()
+    # Names as in the files: without the adapter's, and a magnitude without its module's.
     plain = lambda n: n.replace(".modules_to_save", "").replace(".default", "")
-    trained = {plain(n): p for n, p in model.named_parameters() if p.requires_grad}
+    key = lambda n: plain(n).replace("magnitude_vector.weight", "magnitude_vector")
+    trained = {key(n): p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for parameter in trained.values():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
