@@ -7,15 +7,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import {
-  finetune,
-  generateText,
-  LoraAdapters,
-  loadAdapter,
-  openModel,
-  openTokenizer,
-  promptIds,
-} from 'lowrank';
+import { finetune, loadModel, loadTokenizer, noGrad, scope } from 'lowrank';
 
 const base = 'assets/base';
 const steps = Number(process.argv[2] ?? 100);
@@ -35,31 +27,27 @@ for (const [name, file] of [
     steps,
   });
   for await (const event of run) {
-    if (event.type === 'done') {
-      console.log(
-        `${name}: loss ${event.trainLoss?.first.toFixed(3)} → ${event.trainLoss?.last.toFixed(3)}`,
-      );
-    }
+    if (event.type !== 'done' || !event.trainLoss) continue;
+    const { first, last } = event.trainLoss;
+    console.log(`${name}: loss ${first.toFixed(3)} → ${last.toFixed(3)}`);
   }
 }
 
-const tokenizer = openTokenizer(base);
-using model = openModel(base, { task: 'causal-lm' });
-const adapters = new LoraAdapters(model);
+const tokenizer = await loadTokenizer(base);
+using model = await loadModel(base);
 const prompt = 'Definition: a large mammal that lives in the sea\nCategory:';
-const inputIds = Int32Array.from(promptIds(tokenizer, prompt));
+const inputIds = tokenizer.encode(prompt);
 
-/** The bits of the base's answer. */
-function logits(): Buffer {
-  using answer = model.lastLogits({ inputIds, batch: 1, length: inputIds.length });
-  return Buffer.from(answer.bytes());
-}
+/** The bits of the model's answer. */
+const logits = () =>
+  noGrad(() => scope(() => Buffer.from(model.forward({ inputIds }).logits.bytes())));
 
 const before = logits();
-for (const name of ['whale', 'categories']) loadAdapter(adapters, name, join(folder, name));
+for (const name of ['whale', 'categories']) await model.loadAdapter(join(folder, name), { name });
 for (const name of ['whale', 'categories', null]) {
-  adapters.setActive(name);
-  const text = generateText(model, tokenizer, prompt, { maxNewTokens: 8 });
+  model.setAdapter(name);
+  let text = '';
+  for await (const piece of model.generate(prompt, { tokenizer, maxNewTokens: 8 })) text += piece;
   console.log(`${name ?? 'no adapter'}: ${JSON.stringify(text)}`);
 }
 console.log(`the base’s logits are the same bits: ${logits().equals(before)}`);

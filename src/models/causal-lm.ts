@@ -5,7 +5,7 @@ import type { Backend } from '../tensor/backend.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { generate } from './generate.js';
+import { type GenerateOptions, generate } from './generate.js';
 import {
   type FlatInput,
   type ForwardInput,
@@ -16,11 +16,13 @@ import {
 import {
   type IdOptions,
   PretrainedModel,
+  type Prompt,
   type TextPromptOptions,
   type TextStream,
+  type TokenPrompt,
   type TokenStream,
 } from './pretrained.js';
-import { streamText } from './text.js';
+import { streamText, type TextOptions } from './text.js';
 
 /** Token ids of several sequences, padded to one length; row-major [B, T]. */
 export interface TokenBatch {
@@ -250,31 +252,39 @@ export abstract class CausalLM extends PretrainedModel {
     });
   }
 
-  override generate(prompt: readonly number[] | Int32Array, options?: IdOptions): TokenStream;
-  override generate(prompt: string, options: TextPromptOptions): TextStream;
+  override generate(prompt: Prompt, options: TextPromptOptions): TextStream;
+  override generate(prompt: TokenPrompt, options?: IdOptions): TokenStream;
   override generate(
-    prompt: string | readonly number[] | Int32Array,
+    prompt: Prompt,
     options: IdOptions | TextPromptOptions = {},
   ): TokenStream | TextStream {
-    const given = 'tokenizer' in options ? options : { ...options, tokenizer: undefined };
-    const { tokenizer, ...rest } = given;
-    if (typeof prompt === 'string') {
-      if (tokenizer) return unhurried(streamText(this, tokenizer, prompt, rest));
+    const start =
+      typeof prompt === 'string' ? prompt : Array.from(wholeNumbers('generate prompt', prompt));
+    const given = Object.entries(options).filter(([, value]) => value !== undefined);
+    const { tokenizer, ...rest } = Object.fromEntries(given) as Partial<GenerateOptions> &
+      Partial<TextPromptOptions>;
+    if (tokenizer) return unhurried(streamText(this, tokenizer, start, rest as TextOptions));
+    if (typeof start === 'string') {
       const wayOut = 'Or encode the text first: generate(tokenizer.encode(text))';
       throw failure('generate', 'a tokenizer beside a prompt of text', 'none', wayOut);
     }
-    if (tokenizer) throw failure('generate', 'a tokenizer only beside text', 'one beside ids');
-    const { maxNewTokens = DEFAULT_NEW_TOKENS, stopIds = this.origin?.eosIds ?? [] } = rest;
-    const ids = Array.from(wholeNumbers('generate prompt', prompt));
-    return unhurried(generate(this, ids, { ...rest, maxNewTokens, stopIds }));
+    const defaults = { maxNewTokens: DEFAULT_NEW_TOKENS, stopIds: this.origin?.eosIds ?? [] };
+    return unhurried(generate(this, start, { ...defaults, ...(rest as Partial<GenerateOptions>) }));
   }
 }
 
 /** Steps of a generation, between which other work runs. */
-async function* unhurried<T>(steps: Iterable<T>): AsyncGenerator<T, void, undefined> {
-  for (const step of steps) {
-    yield step;
-    await setImmediate();
+async function* unhurried<T, R>(steps: Generator<T, R>): AsyncGenerator<T, R, undefined> {
+  try {
+    for (;;) {
+      const step = steps.next();
+      if (step.done) return step.value;
+      yield step.value;
+      await setImmediate();
+    }
+  } finally {
+    // Frees the cache where this one is left before its end.
+    steps.return(undefined as R);
   }
 }
 

@@ -12,56 +12,85 @@ import type { Backend } from '../tensor/backend.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, onlyKnown } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { GenerateOptions } from './generate.js';
+import type { Ended, GenerateOptions } from './generate.js';
 import { type FlatInput, type ForwardInput, type ForwardOutput, flatInput } from './inputs.js';
 import { saveModel } from './save.js';
 import type { TextOptions } from './text.js';
+
+type Json = Readonly<Record<string, unknown>>;
 
 /** Where a model was loaded from. */
 export interface ModelOrigin {
   /** The directory or Hub id as it was asked for; adapters record it as their base model. */
   readonly name: string;
   readonly dir: string;
-  /** The contents of config.json, with the labels of a new head. */
-  readonly config: Readonly<Record<string, unknown>>;
   /** Ids at which its directory says that generation ends. */
   readonly eosIds: readonly number[];
   /** Writes what belongs beside a saved adapter (the labels of a new head). */
   readonly saveBeside?: (adapterDir: string) => void;
 }
 
+/** How a model is made from parameters; see `buildModel`. */
+export interface Recipe {
+  /** The contents of config.json, with the labels of a new head. */
+  readonly config: Json;
+  /** The table that its head is tied to, and the name that the head would have; null if it is not. */
+  readonly tied: { readonly table: string; readonly head: string } | null;
+  build(config: Json, source: ParameterSource): PretrainedModel;
+}
+
 /** Settings of `addAdapter`. */
 export interface AddAdapterOptions {
   /** The random start of A follows from it. Default 0. */
-  readonly seed?: number;
+  readonly seed?: number | undefined;
 }
 
 /** Settings of `loadAdapter`. */
 export interface LoadAdapterOptions extends LocateOptions {
   /** Default `default`. */
-  readonly name?: string;
+  readonly name?: string | undefined;
   /** Whether its tensors are to be trained further. Default false. */
-  readonly trainable?: boolean;
+  readonly trainable?: boolean | undefined;
+}
+
+/** Settings of `save`. */
+export interface SavePretrainedOptions {
+  /** Storage of the weights, rounded to once; default each one's own. */
+  readonly dtype?: 'f32' | 'f16' | 'bf16' | undefined;
+  /** The most bytes of tensors in one file; more makes shards. Default 5·10⁹. */
+  readonly maxShardBytes?: number | undefined;
+  /** Whose tokenizer and other small files go along; default where the model came from. */
+  readonly tokenizerDir?: string | undefined;
 }
 
 /** Settings of `saveAdapter`. */
 export interface SaveAdapterOptions {
   /** Default the active adapter. */
-  readonly name?: string;
+  readonly name?: string | undefined;
   /** Recorded as the base model's name or path; default what the model was loaded as. */
-  readonly baseName?: string;
+  readonly baseName?: string | undefined;
 }
 
 /** Adapters to merge: a name, names, or a weight for each name. */
 export type AdaptersToMerge = string | readonly string[] | Readonly<Record<string, number>>;
 
+/** Ids to continue. */
+export type TokenPrompt = readonly number[] | Int32Array;
+/** What to continue: text, or ids (of a chat, say). */
+export type Prompt = string | TokenPrompt;
+/** Token ids as they are made; returns how the generation ended. */
+export type TokenStream = AsyncGenerator<number, Ended, undefined>;
+/** Pieces of text as they are made, joined the continuation; returns how it ended. */
+export type TextStream = AsyncGenerator<string, Ended, undefined>;
+
+/** Settings that may all be left out or undefined. */
+type Loose<T> = { readonly [K in keyof T]?: T[K] | undefined };
+
 /** Settings of `generate` for token ids. */
-export type IdOptions = Partial<GenerateOptions>;
+export type IdOptions = Loose<GenerateOptions>;
 
 /** Settings of `generate` for text. */
-export interface TextPromptOptions extends TextOptions {
-  readonly tokenizer: Tokenizer;
-}
+export type TextPromptOptions = Loose<TextOptions> & { readonly tokenizer: Tokenizer };
 
 const NAME = 'default';
 
@@ -80,8 +109,8 @@ export abstract class PretrainedModel extends Module {
   abstract readonly peftTask: 'CAUSAL_LM' | 'SEQ_CLS';
   /** Where it was loaded from; null for one that was built from numbers. */
   origin: ModelOrigin | null = null;
-  /** Makes a model of the same class and settings from other parameters; set by `buildModel`. */
-  rebuild: ((source: ParameterSource) => PretrainedModel) | null = null;
+  /** How it is made from parameters; set by `buildModel`. */
+  recipe: Recipe | null = null;
 
   /** Logits, and the mean loss where labels are given, of a checked input. */
   protected abstract outputs(input: FlatInput): ForwardOutput;
@@ -94,12 +123,14 @@ export abstract class PretrainedModel extends Module {
    *     for await (const id of model.generate(ids)) …
    *     for await (const text of model.generate('The whale', { tokenizer })) …
    *
-   * @param prompt token ids, at least one; or text, given a tokenizer: then pieces of text come
+   * @param prompt token ids, at least one, or text
+   * @param options with a tokenizer, pieces of text come instead of ids; text as the prompt needs
+   *   one
    * @throws at once when the model does not generate, a setting is out of range or misspelt, or
    *   the prompt leaves no room
    */
-  abstract generate(prompt: readonly number[] | Int32Array, options?: IdOptions): TokenStream;
-  abstract generate(prompt: string, options: TextPromptOptions): TextStream;
+  abstract generate(prompt: Prompt, options: TextPromptOptions): TextStream;
+  abstract generate(prompt: TokenPrompt, options?: IdOptions): TokenStream;
 
   /**
    * Logits, and the loss where labels are given. Dropout acts only inside `withTraining`. In a
@@ -121,9 +152,9 @@ export abstract class PretrainedModel extends Module {
     return LoraAdapters.of(this) ?? new LoraAdapters(this);
   }
 
-  /** The active adapter's name; null where the model is the base alone. */
-  get activeAdapter(): string | null {
-    return LoraAdapters.of(this)?.active ?? null;
+  /** Names of the active adapters; none where the model is its base alone. */
+  get activeAdapters(): readonly string[] {
+    return LoraAdapters.of(this)?.activeNames ?? [];
   }
 
   /**
@@ -153,8 +184,12 @@ export abstract class PretrainedModel extends Module {
     return this;
   }
 
-  /** Makes one adapter active, or none: then the model is its base, bit for bit. */
-  setAdapter(name: string | null): this {
+  /**
+   * Makes one adapter active, several, whose updates are then summed, or none: then the model is
+   * its base, bit for bit.
+   * @throws on a name that there is not, or when two hold one parameter whole
+   */
+  setAdapter(name: string | null | readonly string[]): this {
     if (name !== null || LoraAdapters.of(this)) this.adapters.setActive(name);
     return this;
   }
@@ -168,11 +203,15 @@ export abstract class PretrainedModel extends Module {
   /**
    * Writes an adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
    * @param dir made if it does not exist
-   * @throws when no name is given and no adapter is active
+   * @throws when no name is given and not just one adapter is active
    */
   saveAdapter(dir: string, options: SaveAdapterOptions = {}): void {
     onlyKnown('saveAdapter', options, ['name', 'baseName']);
-    const name = options.name ?? this.#active('saveAdapter');
+    const active = options.name === undefined ? this.#active('saveAdapter') : [options.name];
+    const [name] = active;
+    if (name === undefined || active.length > 1) {
+      throw failure('saveAdapter', 'the name of one adapter', active.join(', '));
+    }
     saveAdapter(this.adapters, name, dir, options.baseName ?? this.origin?.name ?? null);
     this.origin?.saveBeside?.(dir);
   }
@@ -186,43 +225,58 @@ export abstract class PretrainedModel extends Module {
    * @throws when there is no such adapter, or a merged weight is NaN or infinite
    */
   merge(adapters: AdaptersToMerge = this.#active('merge'), dtype?: DType): this {
-    if (!this.rebuild) throw failure('merge', 'a model made by buildModel or loaded', 'another');
-    const source = this.adapters.mergedSource(mergeWeights(adapters), dtype);
-    const merged = this.rebuild(source) as this;
-    merged.origin = this.origin;
+    const { recipe, origin } = this;
+    if (!recipe) throw failure('merge', 'a model made by buildModel or loaded', 'another');
+    const weights = mergeWeights(adapters);
+    const source = this.adapters.mergedSource(weights, dtype);
+    const table = recipe.tied && freeTable(this.adapters, weights, recipe.tied.table);
+    const config = table ? { ...recipe.config, tie_word_embeddings: false } : recipe.config;
+    const merged = recipe.build(config, (name, shape) =>
+      table && name === recipe.tied?.head ? table.alias() : source(name, shape),
+    ) as this;
+    merged.origin = origin;
     return merged;
   }
 
   /**
    * Writes the model, without any adapter, as a Hugging Face directory that transformers loads:
-   * config.json, model.safetensors, and the tokenizer's files of the directory it came from.
-   * @param dtype storage of the weights; default that of its first
-   * @throws while an adapter is active, and for a model that was not loaded from a directory
+   * config.json, safetensors, and the tokenizer and other small files of where it came from.
+   * @throws while an adapter is active, when a weight is NaN or infinite, and for a model that was
+   *   not loaded from a directory, unless one is given for the tokenizer
    */
-  save(dir: string, dtype?: 'f32' | 'f16' | 'bf16'): void {
-    const { origin, activeAdapter: active } = this;
-    if (active !== null) {
+  save(dir: string, options: SavePretrainedOptions = {}): void {
+    onlyKnown('save', options, ['dtype', 'maxShardBytes', 'tokenizerDir']);
+    const { recipe, activeAdapters: active } = this;
+    if (active.length > 0) {
       const wayOut = 'merge().save(dir) writes both in one, saveAdapter(dir) the adapter alone';
-      throw failure('save', 'no active adapter', `"${active}"`, wayOut);
+      throw failure('save', 'no active adapter', active.join(', '), wayOut);
     }
-    if (!origin) throw failure('save', 'a model loaded from a directory', 'one built in memory');
+    const { dtype, maxShardBytes, tokenizerDir = this.origin?.dir } = options;
+    if (!recipe || tokenizerDir === undefined) {
+      throw failure('save', 'a model loaded from a directory, or a tokenizerDir', 'neither');
+    }
     saveModel(dir, {
       tensors: this.#own(),
-      config: origin.config,
-      tokenizerDir: origin.dir,
-      ...(dtype ? { dtype } : {}),
+      config: recipe.config,
+      tokenizerDir,
+      keepAll: true,
+      ...(dtype === undefined ? {} : { dtype }),
+      ...(maxShardBytes === undefined ? {} : { maxShardBytes }),
     });
   }
 
   /**
-   * Every parameter that takes part in `forward`: the model's own by their names in the checkpoint,
-   * and those of the active adapter by PEFT's names.
+   * The model's own parameters by their names in the checkpoint, and those of the active adapters
+   * by PEFT's names; where several are active, with the adapter's name and `:` in front.
    */
   parameters(): Map<string, Tensor> {
-    const adapters = LoraAdapters.of(this);
-    const active = adapters?.active ?? null;
-    const own = active === null ? [] : (adapters as LoraAdapters).tensors(active);
-    return new Map([...this.#own(), ...own]);
+    const out = new Map(this.#own());
+    const active = this.activeAdapters;
+    for (const name of active) {
+      const prefix = active.length > 1 ? `${name}:` : '';
+      for (const [key, t] of this.adapters.tensors(name)) out.set(prefix + key, t);
+    }
+    return out;
   }
 
   /**
@@ -250,22 +304,38 @@ export abstract class PretrainedModel extends Module {
     return LoraAdapters.of(this)?.baseParameters() ?? new Map(this.namedParameters());
   }
 
-  #active(where: string): string {
-    const { activeAdapter } = this;
-    if (activeAdapter !== null) return activeAdapter;
+  #active(where: string): readonly string[] {
+    const { activeAdapters } = this;
+    if (activeAdapters.length > 0) return activeAdapters;
     const names = LoraAdapters.of(this)?.names() ?? [];
     const wayOut = names.length > 0 ? `Name one of ${names.join(', ')}` : 'Add or load one first';
     throw failure(where, 'an active adapter', 'none', wayOut);
   }
 }
 
-/** Token ids as they are made. */
-export type TokenStream = AsyncGenerator<number, void, undefined>;
-/** Pieces of text as they are made; joined they are the continuation. */
-export type TextStream = AsyncGenerator<string, void, undefined>;
-
 function mergeWeights(adapters: AdaptersToMerge): MergeWeights {
   if (typeof adapters === 'string') return [adapters];
   if (Array.isArray(adapters)) return adapters;
   return new Map(Object.entries(adapters as Record<string, number>));
+}
+
+/**
+ * The base's table where a head that is tied to it must go on with it alone: a tied head sees no
+ * LoRA update of the table and no copy in its place, but rows trained for tokens; as in PEFT.
+ */
+function freeTable(adapters: LoraAdapters, weights: MergeWeights, table: string): Tensor | null {
+  const names = [...(weights instanceof Map ? weights.keys() : (weights as readonly string[]))];
+  const updated = names.filter(
+    (n) =>
+      adapters.wholeParameters(n).has(table) ||
+      adapters.targets(n).some(({ path }) => `${path}.weight` === table),
+  );
+  if (updated.length === 0) return null;
+  const rows = names.filter((n) => Object.keys(adapters.config(n).trainableTokens).length > 0);
+  if (rows.length > 0) {
+    const received = `${updated.join(', ')} and rows of tokens by ${rows.join(', ')}`;
+    const wayOut = 'Load the model with untied: true';
+    throw failure('merge', `one kind of change to the tied ${table}`, received, wayOut);
+  }
+  return adapters.baseParameters().get(table) ?? null;
 }
