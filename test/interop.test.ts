@@ -6,7 +6,9 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
+import { SafetensorsFile } from '../src/io/safetensors.js';
 import { type InteropCase, PLANS, writeCases } from './interop/cases.js';
+import { relativeDifference } from './support/tiny.js';
 import { skipUnless } from './support.js';
 
 /** What check.py prints of a case. */
@@ -39,6 +41,10 @@ const CHECK = fileURLToPath(new URL('interop/check.py', import.meta.url));
 /** Largest difference of logits that is allowed. */
 const LIMIT = 1e-4;
 
+function logitsIn(path: string): Float32Array {
+  return new Float32Array(SafetensorsFile.open(path).bytes('logits').buffer);
+}
+
 const onPython = skipUnless(test, python !== '', reason || 'no Python');
 onPython(
   'PEFT and transformers compute the same with what lowrank writes, and warn of nothing',
@@ -62,6 +68,16 @@ onPython(
         cases.map((c) => c.name),
       );
       const wrong: string[] = [];
+      for (const plan of PLANS.filter((p) => p.adapters.length === 1)) {
+        const [beside, merged] = ['adapter', 'merged'].map((n) =>
+          logitsIn(join(root, plan.name, `${n}.expected`)),
+        ) as [Float32Array, Float32Array];
+        // A weight that is rounded to bf16 moves the logits; one in f32 does not.
+        const apart = relativeDifference(merged, beside);
+        if (!(apart <= (plan.dtype === 'bf16' ? 0.05 : LIMIT))) {
+          wrong.push(`${plan.name}: merged and unmerged are ${apart} apart`);
+        }
+      }
       for (const [i, { name, difference, warnings, error }] of checked.entries()) {
         console.log(`${name}: ${error ? 'failed' : difference?.toExponential(1)}`);
         const { mayWarn } = cases[i] as InteropCase;

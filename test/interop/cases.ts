@@ -122,6 +122,65 @@ export const PLANS: readonly Plan[] = [
     ],
   },
   {
+    name: 'llama-dora',
+    config: LLAMA,
+    adapters: [{ rank: 2, alpha: 4, targetModules: ['qv', 'down_proj'], variant: 'dora' }],
+  },
+  {
+    name: 'llama-rslora-patterns',
+    config: LLAMA,
+    adapters: [
+      {
+        rank: 4,
+        alpha: 6,
+        targetModules: ['all-linear'],
+        excludeModules: ['k_proj'],
+        scaling: 'rslora',
+        rankPattern: { 'layers.1.mlp.up_proj': 2, o_proj: 1 },
+        alphaPattern: { q_proj: 3 },
+      },
+    ],
+  },
+  {
+    name: 'llama-lora-bias',
+    config: tinyConfig({ ...TINY, bias: true }),
+    settings: { bias: true },
+    adapters: [{ rank: 2, targetModules: ['qv'], loraBias: true }],
+  },
+  {
+    name: 'llama-bias-all',
+    config: tinyConfig({ ...TINY, bias: true }),
+    settings: { bias: true },
+    adapters: [{ rank: 2, targetModules: ['qv'], bias: 'all' }],
+  },
+  {
+    name: 'llama-embedding',
+    config: LLAMA,
+    adapters: [{ rank: 2, targetModules: ['embed_tokens', 'lm_head'] }],
+  },
+  {
+    name: 'llama-tied-embedding',
+    config: TIED,
+    settings: { tied: true },
+    adapters: [{ rank: 2, targetModules: ['embed_tokens', 'q_proj'] }],
+    mayWarn: TIES,
+  },
+  {
+    name: 'llama-tied-token-rows',
+    config: TIED,
+    settings: { tied: true },
+    adapters: [
+      { rank: 2, targetModules: ['q_proj'], trainableTokens: { embed_tokens: [1, 4, 9] } },
+    ],
+    mayWarn: TIES,
+  },
+  {
+    name: 'gpt2-dora-embedding',
+    config: GPT2,
+    adapters: [{ rank: 2, targetModules: ['c_attn', 'wte'], variant: 'dora' }],
+    mayWarn: TIES,
+  },
+  {
     name: 'gpt2-conv1d',
     config: GPT2,
     adapters: [{ rank: 2, alpha: 4, targetModules: ['c_attn', 'attn.c_proj', 'mlp.c_fc'] }],
