@@ -48,9 +48,12 @@ test('the project carries its own golden cases', () => {
   assert.equal(own, [
     'bert-pairs',
     'gpt2-all-f16-shards',
+    'gpt2-dora-biases-bf16',
     'llama-gqa-bias-tied',
     'llama-mlp-bf16',
     'llama-score-regression',
+    'llama-table-rslora-patterns',
+    'llama-tokens-whole-tied',
     'mistral-window-llama3',
     'qwen3-window-yarn',
     'roberta-multi-label',
