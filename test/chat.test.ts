@@ -106,7 +106,7 @@ test('the template of a directory, wherever it stands', () => {
 
 test('a model without a template says what to do', () => {
   const message =
-    /expected chat_template\.jinja, or .* in assets\/base, received none\. This may be/;
+    /expected chat_template\.jinja, or .* in assets\/base, received none\. A base model/;
   assert.throws(() => openChatTemplate('assets/base'), message);
 });
 

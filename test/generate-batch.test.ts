@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert';
 import { noGrad, scope } from '../src/autograd/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { generate, generateBatch } from '../src/models/generate.js';
-import { buildCausalLM } from '../src/models/load.js';
+import { buildCausalLM, modelTypes } from '../src/models/load.js';
 import { onEachBackend, reference } from './backends.js';
 import { relativeDifference, TINY, tinyConfig, tinySource } from './support/tiny.js';
 
@@ -11,6 +11,23 @@ const LLAMA = tinyConfig(TINY);
 const QWEN = { ...LLAMA, use_sliding_window: true, sliding_window: 3, max_window_layers: 1 };
 const CONFIGS: Record<string, Record<string, unknown>> = {
   llama: LLAMA,
+  'llama, linear': { ...LLAMA, rope_scaling: { type: 'linear', factor: 2 } },
+  'llama, llama3': {
+    ...LLAMA,
+    rope_scaling: {
+      rope_type: 'llama3',
+      factor: 8,
+      low_freq_factor: 1,
+      high_freq_factor: 4,
+      original_max_position_embeddings: 16,
+    },
+  },
+  'llama, biases, tied': {
+    ...LLAMA,
+    attention_bias: true,
+    mlp_bias: true,
+    tie_word_embeddings: true,
+  },
   'llama, yarn': { ...LLAMA, rope_scaling: { type: 'yarn', factor: 4 } },
   'llama, dynamic': {
     ...LLAMA,
@@ -28,6 +45,15 @@ function logitsOfLast(model: CausalLM, ids: readonly number[]): number[] {
   const batch = { inputIds: Int32Array.from(ids), batch: 1, length: ids.length };
   return noGrad(() => scope(() => model.lastLogits(batch).toNumbers()));
 }
+
+test('every architecture that continues text is among them', () => {
+  const tried = new Set(Object.values(CONFIGS).map((c) => String(c.model_type)));
+  const classifiers = ['bert', 'roberta'];
+  assert.equal(
+    modelTypes().filter((type) => !tried.has(type)),
+    classifiers,
+  );
+});
 
 for (const [name, config] of Object.entries(CONFIGS)) {
   onEachBackend(test, `${name}: a batch of unequal prompts, cached, is each alone`, (backend) => {

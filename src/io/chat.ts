@@ -311,8 +311,8 @@ export function openChatTemplate(dirs: string | readonly string[], file?: string
     'chat template',
     `${JINJA}, or chat_template in tokenizer_config.json, in ${list.join(' or ')}`,
     'none',
-    'This may be a base model, not made for chats: give it plain text, or the template it was ' +
-      'tuned with as a Jinja file',
+    'A base model is not made for chats: give it a prompt of text, or the template it was tuned ' +
+      'with as a Jinja file (openChatTemplate(dir, file), --chat-template FILE)',
   );
 }
 

@@ -1,14 +1,21 @@
 import type { Tokenizer } from '../io/tokenizer.js';
 import { failure } from '../tensor/errors.js';
 import type { CausalLM } from './causal-lm.js';
-import { type GenerateOptions, generate } from './generate.js';
+import { type Ended, type GenerateOptions, generate } from './generate.js';
+import { checkStops, StopScanner } from './stop.js';
 
 /** Settings of {@link generateText}; every other one as for `generate`. */
-export interface TextOptions extends Omit<GenerateOptions, 'maxNewTokens' | 'stopIds'> {
+export interface TextOptions
+  extends Omit<GenerateOptions, 'maxNewTokens' | 'stopIds' | 'stopWhen'> {
   /** The most tokens to make. Default 100. */
   readonly maxNewTokens?: number;
   /** Ids at which to stop; default the tokenizer's own. */
   readonly stopIds?: readonly number[];
+  /**
+   * Texts at which to stop, wherever tokens begin and end in them; they are not part of the
+   * continuation. The prompt is not searched. Default none.
+   */
+  readonly stop?: readonly string[];
 }
 
 /** Ids of a prompt as training sees one: with the bos where the tokenizer adds it, and no eos. */
@@ -20,32 +27,114 @@ export function promptIds(tokenizer: Tokenizer, prompt: string): number[] {
   throw failure('generate prompt', 'text', 'none', 'This tokenizer has no bos token to begin with');
 }
 
-/** Continues a prompt, text piece by piece as it comes; the pieces joined are the continuation. */
-export function* streamText(
+/** One step of {@link textSteps}. */
+export interface TextStep {
+  /** The token; null at the end, when only text was left. */
+  readonly id: number | null;
+  /** The text that is certain now, '' where it is held back. */
+  readonly text: string;
+}
+
+/** Special tokens leave no text, so that a stop string that is one must be seen by its id. */
+function stopTokens(tokenizer: Tokenizer, stop: readonly string[]): number[] {
+  return stop.flatMap((s) => {
+    const id = tokenizer.tokenId(s);
+    return id !== undefined && tokenizer.decode([id]) === '' ? [id] : [];
+  });
+}
+
+/**
+ * Continues a prompt, token by token, with the text that each token completes: whole characters
+ * that cannot be part of a stop string.
+ * @param prompt text, which gets the bos where the tokenizer adds it; or ids, taken as they are
+ * @returns the generator returns how it ended
+ * @throws at once, as `generate`
+ */
+export function textSteps(
   model: CausalLM,
   tokenizer: Tokenizer,
-  prompt: string,
+  prompt: string | readonly number[],
   options: TextOptions = {},
-): Generator<string> {
-  const { maxNewTokens = 100, stopIds = tokenizer.eosIds, ...rest } = options;
-  const stream = tokenizer.decodeStream();
-  const ids = promptIds(tokenizer, prompt);
-  for (const id of generate(model, ids, { ...rest, maxNewTokens, stopIds })) {
-    const piece = stream.push(id);
-    if (piece !== '') yield piece;
+): Generator<TextStep, Ended> {
+  const { maxNewTokens = 100, stopIds = tokenizer.eosIds, stop = [], ...rest } = options;
+  checkStops(stop);
+  const ids = typeof prompt === 'string' ? promptIds(tokenizer, prompt) : prompt;
+  const special = stopTokens(tokenizer, stop);
+  const settings = { ...rest, maxNewTokens, stopIds: [...new Set([...stopIds, ...special])] };
+  const beams = (options.numBeams ?? 1) > 1;
+  if (!beams || stop.length === 0) {
+    return withText(generate(model, ids, settings), tokenizer, stop, beams);
   }
-  const last = stream.end();
-  if (last !== '') yield last;
+  // A beam is complete at a stop string: nothing comes after it.
+  const stopWhen = (newIds: readonly number[]) => {
+    const text = tokenizer.decode(newIds);
+    return stop.some((s) => text.includes(s));
+  };
+  return withText(generate(model, ids, { ...settings, stopWhen }), tokenizer, stop, true);
+}
+
+/** @param atOnce all ids are there at the first step, and none after a stop string */
+function* withText(
+  ids: Generator<number, Ended>,
+  tokenizer: Tokenizer,
+  stop: readonly string[],
+  atOnce: boolean,
+): Generator<TextStep, Ended> {
+  const stream = tokenizer.decodeStream();
+  const scanner = new StopScanner(stop);
+  const ended: Ended = { reason: 'stop', score: null };
+  try {
+    for (;;) {
+      const step = ids.next();
+      if (step.done) {
+        const rest = scanner.push(stream.end()) + scanner.end();
+        if (rest !== '') yield { id: null, text: rest };
+        return scanner.found === null ? step.value : { ...step.value, reason: 'stop' };
+      }
+      yield { id: step.value, text: scanner.push(stream.push(step.value)) };
+      if (scanner.found !== null && !atOnce) return ended;
+    }
+  } finally {
+    // Frees the cache where this one is left before its end.
+    ids.return(ended);
+  }
+}
+
+/**
+ * Continues a prompt, text piece by piece as it comes; the pieces joined are the continuation.
+ * @param prompt text, or ids (of a chat, say: see `chatPrompt`)
+ * @throws at once, as `generate`
+ */
+export function streamText(
+  model: CausalLM,
+  tokenizer: Tokenizer,
+  prompt: string | readonly number[],
+  options: TextOptions = {},
+): Generator<string, Ended> {
+  return piecesOf(textSteps(model, tokenizer, prompt, options));
+}
+
+function* piecesOf(steps: Generator<TextStep, Ended>): Generator<string, Ended> {
+  try {
+    for (;;) {
+      const step = steps.next();
+      if (step.done) return step.value;
+      if (step.value.text !== '') yield step.value.text;
+    }
+  } finally {
+    steps.return({ reason: 'aborted', score: null });
+  }
 }
 
 /**
  * The continuation of a prompt, without the prompt. Greedy unless a temperature is given.
+ * @param prompt text, or ids
  * @throws when the prompt leaves no room in the model's positions, or a setting is out of range
  */
 export function generateText(
   model: CausalLM,
   tokenizer: Tokenizer,
-  prompt: string,
+  prompt: string | readonly number[],
   options: TextOptions = {},
 ): string {
   return [...streamText(model, tokenizer, prompt, options)].join('');
