@@ -1,5 +1,6 @@
 import { Command, CommanderError } from 'commander';
 import { adaptersCommand } from './algebra.js';
+import { analyzeCommand } from './analyze.js';
 import { buildCommand } from './build.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
@@ -35,6 +36,7 @@ export function makeProgram(): Command {
     evalCommand(),
     mergeCommand(),
     adaptersCommand(),
+    analyzeCommand(),
     inspectCommand(),
     pullCommand(),
     pretrainCommand(),
