@@ -42,6 +42,7 @@ export {
   pullModel,
   resolveModel,
 } from './io/hub.js';
+export { type LabelledRecord, type RawLabel, readLabelled } from './io/labelled.js';
 export type { LocateOptions } from './io/locate.js';
 export { type LoadOptions, SafetensorsFile, writeSafetensors } from './io/safetensors.js';
 export { BatchSampler, type SamplerOptions } from './io/sampler.js';
@@ -58,11 +59,16 @@ export {
 } from './io/tokenizer.js';
 
 // LoRA.
+export * as algebra from './lora/algebra/index.js';
+export * as analysis from './lora/analysis/index.js';
 export {
+  type AdapterSource,
+  type Branch,
   baseFingerprint,
   chooseTargets,
   DoraBranch,
   denseLayers,
+  type FileNotes,
   type FullLoraConfig,
   fullConfig,
   LoraAdapters,
@@ -72,12 +78,18 @@ export {
   type LoraInit,
   LoraLinear,
   loadAdapter,
+  type MergeWeights,
   PRESETS,
   readAdapterConfig,
+  type Site,
   saveAdapter,
+  type Target,
+  TokenRows,
+  type Variant,
 } from './lora/index.js';
 
 // Models and text.
+export type { BeamOptions, EndReason, Hypothesis } from './models/beam.js';
 export {
   type BertConfig,
   BertForSequenceClassification,
@@ -91,11 +103,18 @@ export {
   SequenceClassifier,
 } from './models/classifier.js';
 export {
+  beamSearch,
+  type Ended,
   type GenerateOptions,
   generate,
   generateBatch,
   type SamplingOptions,
 } from './models/generate.js';
+export {
+  type GenerationDefaults,
+  generationDefaults,
+  withDefaults,
+} from './models/generation-config.js';
 export {
   type Gpt2Config,
   Gpt2ForSequenceClassification,
@@ -105,6 +124,7 @@ export {
 export type { ClassifierHead } from './models/head.js';
 export { randomParameters } from './models/init.js';
 export type { ForwardInput, ForwardOutput, TokenValues } from './models/inputs.js';
+export { type Inspection, type InspectOptions, inspect } from './models/inspect.js';
 export { LlamaForCausalLM, LlamaForSequenceClassification } from './models/llama.js';
 export { type LlamaConfig, llamaConfig } from './models/llama-config.js';
 export {
@@ -131,13 +151,30 @@ export {
   type LoadAdapterOptions,
   type ModelOrigin,
   PretrainedModel,
+  type Prompt,
+  type Recipe,
   type SaveAdapterOptions,
+  type SavePretrainedOptions,
   type TextPromptOptions,
   type TextStream,
+  type TokenPrompt,
   type TokenStream,
 } from './models/pretrained.js';
-export { type SaveModelOptions, saveModel } from './models/save.js';
-export { generateText, promptIds, streamText, type TextOptions } from './models/text.js';
+export {
+  type LazyTensor,
+  type SavedModel,
+  type SaveModelOptions,
+  type SaveProgress,
+  saveModel,
+} from './models/save.js';
+export {
+  generateText,
+  promptIds,
+  streamText,
+  type TextOptions,
+  type TextStep,
+  textSteps,
+} from './models/text.js';
 // Modules.
 export {
   Conv1D,
@@ -177,6 +214,12 @@ export type { Shape } from './tensor/shape.js';
 export { Tensor } from './tensor/tensor.js';
 // Fine-tuning, evaluation, pretraining.
 export {
+  bestClass,
+  type ClassifierEvaluation,
+  evaluateClassifier,
+  probabilities,
+} from './train/classify.js';
+export {
   type DataOptions,
   evaluationBatches,
   type TrainingData,
@@ -185,6 +228,17 @@ export {
 export { type Evaluation, evaluate } from './train/evaluate.js';
 export { finetune } from './train/finetune.js';
 export type * from './train/finetune-options.js';
+export { type LabelOptions, LabelSpace, labelsOfData } from './train/labels.js';
+export * as metrics from './train/metrics.js';
+export { type Prediction, predictRecords } from './train/predictions.js';
 export { type EvalEvent, type PretrainOptions, pretrain } from './train/pretrain.js';
+export { encodeRecords, sequenceSource } from './train/sequences.js';
 export { hasTrainingState, loadTrainingState, saveTrainingState } from './train/state.js';
-export { type BatchSource, type StepEvent, type TrainOptions, train } from './train/trainer.js';
+export {
+  type AnyBatch,
+  type BatchSource,
+  type Learner,
+  type StepEvent,
+  type TrainOptions,
+  train,
+} from './train/trainer.js';
