@@ -95,8 +95,8 @@ function added(pieces: readonly Piece[]): number {
 
 /**
  * How many tokens of two texts stay when both may have `room` together: the longer one loses first,
- * and where both are too long each gets half, the second the odd one — the longest-first rule of
- * Hugging Face's tokenizers.
+ * and where both are too long each gets half, the longer one (the second of equals) the odd token.
+ * That is the longest-first rule of Hugging Face's tokenizers.
  */
 export function longestFirst(first: number, second: number, room: number): [number, number] {
   if (first + second <= room) return [first, second];
@@ -128,7 +128,10 @@ export function fillTemplate(
   if (room < 0) {
     throw failure('maxLength', `${added(pieces)} or more for special tokens`, String(maxLength));
   }
-  const [keptA, keptB] = longestFirst(first.length, second?.length ?? 0, room);
+  // Hugging Face's library cuts each text to the whole length first, which can make both equal.
+  const lengthA = Math.min(first.length, maxLength);
+  const lengthB = Math.min(second?.length ?? 0, maxLength);
+  const [keptA, keptB] = longestFirst(lengthA, lengthB, room);
   const cut = (ids: readonly number[], kept: number) =>
     side === 'right' ? ids.slice(0, kept) : ids.slice(ids.length - kept);
   const texts = { A: cut(first, keptA), B: cut(second ?? [], keptB) };

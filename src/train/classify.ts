@@ -58,8 +58,10 @@ function logSum(scores: readonly number[]): number {
 export function probabilities(scores: readonly number[], problem: ProblemType): number[] {
   if (problem === 'regression') return [...scores];
   if (problem === 'multi_label_classification') return scores.map((s) => 1 / (1 + Math.exp(-s)));
-  const sum = logSum(scores);
-  return scores.map((s) => Math.exp(s - sum));
+  const top = Math.max(...scores);
+  const parts = scores.map((s) => Math.exp(s - top));
+  const sum = parts.reduce((n, p) => n + p, 0);
+  return parts.map((p) => p / sum);
 }
 
 /** The loss of one record's scores, summed over its labels. */

@@ -9,7 +9,7 @@ import {
 } from '../io/dataset.js';
 import { BatchSampler, LengthSampler } from '../io/sampler.js';
 import type { Tokenizer } from '../io/tokenizer.js';
-import { failure } from '../tensor/errors.js';
+import { failure, onlyKnown } from '../tensor/errors.js';
 import type { BatchSource } from './trainer.js';
 
 /** How records become batches. */
@@ -93,6 +93,7 @@ export function trainingData(
   tokenizer: Tokenizer,
   options: DataOptions,
 ): TrainingData {
+  onlyKnown('trainingData', options, ['seqLength', 'batchSize', 'accumulation', 'seed']);
   const { seqLength, batchSize, accumulation = 1, seed } = options;
   const { examples, tokenized } = makeExamples(records, tokenizer, seqLength);
   const lengths = examples.map((e) => e.ids.length);
