@@ -7,6 +7,7 @@ import { byteSize, namedAdapter } from '../src/cli/adapters.js';
 import { openCheckpoint } from '../src/io/checkpoint.js';
 import { events, inside } from './support/cli.js';
 import { numbersOf, writeAdapter, writeModel } from './support/merge-dirs.js';
+import { writeLines, writeTinyModel } from './support/model-dir.js';
 import { relativeDifference } from './support/tiny.js';
 
 let root = '';
@@ -112,6 +113,38 @@ test('merge: several adapters by weight, JSON and words', async () => {
   );
   assert.match(words.stdout, 'The head was tied to the embeddings and is now a tensor of its own');
   assert.is(openCheckpoint(at('words')).config.tie_word_embeddings, false);
+});
+
+test('eval and generate take an adapter that changes a tied head', async () => {
+  writeLines(at('text.jsonl'), [{ text: 'the whale swam' }]);
+  writeTinyModel(at('tiny'));
+  writeAdapter(at('tiny-head'), at('tiny'), { rank: 1, targetModules: ['lm_head'] }, 4, 1);
+  const loss = async (...argv: string[]) => {
+    const { code, stdout, stderr } = await inside(
+      'eval',
+      ...argv,
+      '--data',
+      at('text.jsonl'),
+      '--json',
+    );
+    assert.is(code, 0, stderr);
+    assert.is(stderr, '');
+    return events(stdout).at(-1)?.loss as number;
+  };
+  const base = await loss('--model', at('tiny'));
+  const adapted = await loss('--model', at('tiny'), '--adapter', at('tiny-head'));
+  assert.ok(Math.abs(base - adapted) > 1e-3);
+  const pair = ['--model', at('tiny'), '--adapter', at('tiny-head')];
+  const merged = await inside('merge', ...pair, '--out', at('tiny-merged'), '--dtype', 'f32');
+  assert.is(merged.code, 0, merged.stderr);
+  assert.ok(Math.abs((await loss('--model', at('tiny-merged'))) - adapted) < 1e-4);
+});
+
+test('an adapter that was trained on the tied base is told as one of that base', async () => {
+  // It was saved where the head was the table itself; a merge opens the two apart.
+  const { stderr, code } = await merge('--adapter', at('a'), '--out', at('same-base'));
+  assert.is(code, 0);
+  assert.is(stderr, '');
 });
 
 test('merge refuses to write into its sources or over an adapter', async () => {

@@ -104,7 +104,9 @@ async function load(flags: Flags, head?: ClassifierHead) {
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
   const tokenizer = openTokenizer(flags.model);
-  const model = openModel(flags.model, { backend, ...(head ? { head } : {}) });
+  // An adapter may change a head apart from the table that it is tied to.
+  const untied = flags.adapter !== undefined;
+  const model = openModel(flags.model, { backend, untied, ...(head ? { head } : {}) });
   if (flags.adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', flags.adapter);
   return { model, tokenizer, backend: backend.describe() };
 }

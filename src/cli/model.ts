@@ -81,7 +81,9 @@ export async function loadForUse(
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
   const tokenizer = openTokenizer(dir);
-  const model = openModel(dir, { task: 'causal-lm', backend });
+  // An adapter may change a head apart from the table that it is tied to.
+  const untied = adapter !== undefined;
+  const model = openModel(dir, { task: 'causal-lm', backend, untied });
   if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
   return { model, tokenizer, backend: backend.describe() };
 }

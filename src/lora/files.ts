@@ -28,6 +28,7 @@ import {
   type Target,
   targetLayers,
 } from './targets.js';
+import { untiedHead } from './ties.js';
 
 const CONFIG = 'adapter_config.json';
 const WEIGHTS = 'adapter_model.safetensors';
@@ -78,9 +79,15 @@ function peftModules(adapters: LoraAdapters, names: readonly string[]): string[]
   });
 }
 
-/** The base's hash without what an adapter holds whole, which an adapter does not look at. */
+/**
+ * The base's hash without what an adapter holds whole, which an adapter does not look at, and
+ * without a head that its checkpoint ties to the table: the base is the same where it is untied.
+ */
 function fingerprint(adapters: LoraAdapters, name: string): string {
-  return baseFingerprint(adapters.baseParameters(), adapters.wholeParameters(name));
+  const left = new Set(adapters.wholeParameters(name));
+  const tie = untiedHead(adapters.model);
+  if (tie) left.add(tie.head);
+  return baseFingerprint(adapters.baseParameters(), left);
 }
 
 /**

@@ -35,7 +35,9 @@ export function writeAdapter(
   seed: number,
   size = 0.2,
 ): string {
-  using model = openModel(modelDir, { backend: reference, untied: true });
+  // Only a head that is a layer of its own can have a branch.
+  const untied = config.targetModules.includes('lm_head');
+  using model = openModel(modelDir, { backend: reference, untied });
   using adapters = new LoraAdapters(model);
   adapters.add('a', config, seed);
   randomize(adapters, 'a', seed, size);
