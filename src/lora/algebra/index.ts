@@ -23,7 +23,6 @@ export {
 export { pruneByMagnitude } from './dense.js';
 export { type AdapterDiff, deltaNorm, diff, type LayerDiff, type SettingDiff } from './diff.js';
 export { readAdapter, writeAdapter } from './files.js';
-export { oloraInit, orthogonalInit, pissaInit } from './inits.js';
 export { LAYOUTS, type Layout, layoutOf, readAnyAdapter } from './layouts.js';
 export { type LoralibOptions, readLoralib, writeLoralib } from './loralib.js';
 export { readMlx, writeMlx } from './mlx.js';
