@@ -7,13 +7,19 @@ import {
   AdamW,
   backward,
   CausalLM,
+  type FinetuneOptions,
   type ForwardInput,
+  finetune,
   loadModel,
   loadTokenizer,
+  mergeAdapters,
   openModel,
   type PretrainedModel,
   type SequenceClassifier,
   scope,
+  type TrainOptions,
+  train,
+  trainingData,
 } from '../src/index.js';
 import { buildModel } from '../src/models/load.js';
 import { saveModel } from '../src/models/save.js';
@@ -357,6 +363,26 @@ test('a classifier is loaded by its task, with a new head', async () => {
     await again.loadAdapter(join(dir, 'adapter'));
     assert.equal(logits(again), logits(other));
   });
+});
+
+test('settings of training and merging that are misspelt are refused', async () => {
+  const dir = 'assets/base';
+  const tuning = { modelDir: dir, dataFile: 'none', out: 'none', rnk: 8 } as FinetuneOptions;
+  await rejects(finetune(tuning).next(), /\[finetune\].*received "rnk"/);
+  const lora = { modelDir: dir, dataFile: 'assets/data/moby-dick-heldout.jsonl', out: 'none' };
+  const wrong = { ...lora, lora: { dropuot: 0.1 } as object };
+  await rejects(finetune(wrong).next(), /"dropuot"\. Nearest: dropout/);
+  using model = tinyModel(TINY, reference);
+  model.addAdapter('a', LORA);
+  using optimizer = new AdamW([{ parameters: model.trainableParameters() }], { lr: 1e-3 });
+  const source = { batch: () => assert.unreachable('trained') as never };
+  const loop = { steps: 1, lr: 1e-3, seed: 0, warmup: 3 } as TrainOptions;
+  await rejects(train(model, optimizer, source, loop).next(), /"warmup"\. Nearest: warmupSteps/);
+  const tokenizer = await loadTokenizer(dir);
+  const data = { seqLength: 8, batchsize: 2, batchSize: 2, seed: 0 };
+  assert.throws(() => trainingData([], tokenizer, data), /"batchsize"\. Nearest: batchSize/);
+  const merge = { modelDir: dir, adapters: ['x'], out: 'x', dtyp: 'f16' };
+  assert.throws(() => mergeAdapters(merge), /"dtyp"\. Nearest: dtype/);
 });
 
 test('generate: ids and text, as an async iterator that ends at eos and on abort', async () => {

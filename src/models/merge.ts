@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { type Checkpoint, openCheckpoint } from '../io/checkpoint.js';
 import { LoraAdapters, loadAdapter } from '../lora/index.js';
 import type { Backend } from '../tensor/backend.js';
-import { failure } from '../tensor/errors.js';
+import { failure, onlyKnown } from '../tensor/errors.js';
 import { adapterHead, type ClassifierHead, headConfig, newModules } from './head.js';
 import { openModel, tiedTable } from './load.js';
 import { type LazyTensor, type SaveProgress, saveModel } from './save.js';
@@ -35,6 +35,16 @@ export interface MergeOptions {
   /** Called before each tensor is made. */
   readonly onTensor?: (progress: SaveProgress) => void;
 }
+
+const SETTINGS: readonly string[] = Object.keys({
+  modelDir: true,
+  adapters: true,
+  out: true,
+  dtype: true,
+  maxShardBytes: true,
+  backend: true,
+  onTensor: true,
+} satisfies Record<keyof MergeOptions, true>);
 
 /** What was written. */
 export interface Merged {
@@ -128,6 +138,7 @@ function openAll(options: MergeOptions) {
  *   NaN or infinite; nothing is left behind then, and old files stay
  */
 export function mergeAdapters(options: MergeOptions): Merged {
+  onlyKnown('merge', options, SETTINGS);
   const { modelDir, out, dtype, maxShardBytes, onTensor } = options;
   if (options.adapters.length === 0) throw failure('merge', 'at least one adapter', 'none');
   const { model, adapters, changed, config, source } = openAll(options);

@@ -51,7 +51,9 @@ export function nearest(name: string, candidates: Iterable<string>, count = 3): 
 export function onlyKnown(where: string, settings: object, known: readonly string[]): void {
   for (const key of Object.keys(settings)) {
     if (known.includes(key)) continue;
-    const near = nearest(key.replaceAll('_', ''), known, 1).join('');
+    const plain = key.replaceAll('_', '');
+    const longer = known.find((k) => k.toLowerCase().startsWith(plain.toLowerCase()));
+    const near = longer ?? nearest(plain, known, 1).join('');
     throw failure(where, `settings of ${known.join(', ')}`, `"${key}"`, `Nearest: ${near}`);
   }
 }
