@@ -156,7 +156,8 @@ export function timeText(seconds: number): string {
 
 /** A count with thousands apart: `1,234,567`. */
 export function countText(n: number): string {
-  return n.toLocaleString('en-US', { maximumFractionDigits: 0 });
+  // By hand: the first toLocaleString of a process loads the tables of all locales.
+  return String(Math.round(n)).replace(/\B(?=(\d{3})+$)/g, ',');
 }
 
 /** `1 step`, `2,000 steps`. */
