@@ -91,10 +91,10 @@ function yarn({ settings, theta, dim, original, maxPositions }: RopeContext): Ro
 
 function yarnFactor(settings: ConfigReader, factor: number): number {
   const given = settings.optionalNumber('attention_factor');
-  if (given !== undefined) return given;
-  const scale = (m: number) => (factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1);
   const mscale = settings.optionalNumber('mscale');
   const all = settings.optionalNumber('mscale_all_dim');
+  if (given !== undefined) return given;
+  const scale = (m: number) => (factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1);
   return mscale && all ? scale(mscale) / scale(all) : scale(1);
 }
 

@@ -20,7 +20,14 @@ import type { DType } from '../../src/tensor/dtype.js';
 import { failure } from '../../src/tensor/errors.js';
 import { getBackend } from '../../src/tensor/registry.js';
 import { adapterDifferences, Comparison, type Figure, largestDifference } from './compare.js';
-import { logitsOf, readRecipe, type Trained, train } from './training.js';
+import {
+  logitsOf,
+  type Noise,
+  readRecipe,
+  type TensorNoise,
+  type Trained,
+  train,
+} from './training.js';
 
 /**
  * Largest difference allowed, as a share of the largest magnitude of the expected tensor: logits
@@ -169,24 +176,28 @@ function compareTraining(trained: Trained, into: Comparison): void {
 function widenByNoise(
   trained: Trained,
   into: Comparison,
-  again: (shares: ReadonlyMap<string, number>, seed: number) => Trained,
+  again: (noise: Noise) => Trained,
   counts: (index: number) => boolean,
 ): void {
   const early = into.figures.filter((f) => f.name === 'loss' || f.name.startsWith('grad.'));
   const late = into.figures.filter((f) => /^(step_losses|trained |after\.)/.test(f.name));
   if (early.some((f) => !f.ok) || late.every((f) => f.ok)) return;
-  const shares = new Map<string, number>();
+  const noise = new Map<string, TensorNoise>();
   for (const [key, gradient] of trained.gradients) {
     const expected = into.expected(`grad.${key}`);
-    const share = largestDifference(expected, gradient) / into.largest(`grad.${key}`);
-    shares.set(key, Math.max(NOISY.least, Number.isFinite(share) ? share : 0));
+    const size = largestDifference(expected, gradient);
+    noise.set(key, {
+      size: Math.max(size, NOISY.least * into.largest(`grad.${key}`)),
+      largest: gradient.reduce((n, g) => Math.max(n, Math.abs(g)), 0),
+      counts: (i) => expected[i] !== 0,
+    });
   }
   const moved = new Map<string, number>();
   const note = (name: string, a: readonly number[], b: readonly number[], own = counts) =>
     moved.set(name, Math.max(moved.get(name) ?? 0, largestDifference(a, b, own)));
   const all = () => true;
   for (let seed = 1; seed <= NOISY.runs; seed++) {
-    const noisy = again(shares, seed);
+    const noisy = again({ tensors: noise, seed });
     note('step_losses', trained.losses, noisy.losses, all);
     note('trained logits_after', trained.logits, noisy.logits);
     note('trained merged_logits_after', trained.logits, noisy.logits);
@@ -264,9 +275,9 @@ function runModel(dir: string, backend: Backend, into: Comparison, saved: string
   compare('merged_logits_after', mergedLogits('after'));
   if (shared) compare('merged with a free head', mergedLogits('after', true), 'logits_after');
   checkNarrow(adapters, 'after', into.problems);
-  const again = (shares: ReadonlyMap<string, number>, seed: number) => {
+  const again = (noise: Noise) => {
     try {
-      return train(model, load('noisy'), batch, recipe, { shares, seed });
+      return train(model, load('noisy'), batch, recipe, noise);
     } finally {
       adapters.remove('noisy');
     }

@@ -50,22 +50,34 @@ export interface Trained {
   readonly logits: readonly number[];
 }
 
-/** Noise on the gradients: by name, of a tensor's largest gradient, uniform. */
+/** Noise on the gradients of a tensor, uniform. */
+export interface TensorNoise {
+  /** The most at the start, and then as much more or less as the tensor's largest gradient is. */
+  readonly size: number;
+  /** The tensor's largest gradient at the start. */
+  readonly largest: number;
+  /** Elements that get noise. What is exactly 0 has no rounding: rows that the batch never uses. */
+  readonly counts: (index: number) => boolean;
+}
+
+/** Noise by the names of tensors. */
 export interface Noise {
-  readonly shares: ReadonlyMap<string, number>;
+  readonly tensors: ReadonlyMap<string, TensorNoise>;
   readonly seed: number;
 }
 
 function addNoise(
   gradient: Tensor,
-  share: number,
+  { size, largest, counts }: TensorNoise,
   address: { seed: number; stream: number },
 ): void {
   const values = gradient.toNumbers();
-  const size = share * values.reduce((n, g) => Math.max(n, Math.abs(g)), 0);
+  const now = values.reduce((n, g) => Math.max(n, Math.abs(g)), 0);
+  const most = largest > 0 ? (size * now) / largest : size;
   const u = uniform(address, values.length);
-  // What is exactly 0 has no rounding: a table's rows that the batch does not use.
-  const noisy = Float32Array.from(values, (g, i) => g && g + size * (2 * (u[i] as number) - 1));
+  const noisy = Float32Array.from(values, (g, i) =>
+    counts(i) ? g + most * (2 * (u[i] as number) - 1) : g,
+  );
   gradient.setBytes(new Uint8Array(noisy.buffer));
 }
 
@@ -86,13 +98,11 @@ export function train(
       losses.push(loss.item());
       backward(loss);
       for (const [key, t] of tensors) {
-        if (step === 0) gradients.set(key, t.grad?.toNumbers() ?? []);
-        if (noise && t.grad) {
-          const { seed } = noise;
-          addNoise(t.grad, noise.shares.get(key) ?? 0, {
-            seed,
-            stream: streamOf(`${key} ${step}`),
-          });
+        // A tensor that the batch does not reach has none: it is 0.
+        if (step === 0) gradients.set(key, t.grad?.toNumbers() ?? new Array(t.size).fill(0));
+        const own = noise?.tensors.get(key);
+        if (noise && own && t.grad) {
+          addNoise(t.grad, own, { seed: noise.seed, stream: streamOf(`${key} ${step}`) });
         }
       }
       optimizer.update();
