@@ -4,7 +4,13 @@ import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { SafetensorsFile, writeSafetensors } from '../src/io/safetensors.js';
-import { LoraAdapters, loadAdapter, readAdapterConfig, saveAdapter } from '../src/lora/index.js';
+import {
+  baseFingerprint,
+  LoraAdapters,
+  loadAdapter,
+  readAdapterConfig,
+  saveAdapter,
+} from '../src/lora/index.js';
 import { tensor } from '../src/tensor/create.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend, reference } from './backends.js';
@@ -286,6 +292,119 @@ test('a failed save leaves the old adapter in place', () => {
     assert.ok(readFileSync(join(dir, WEIGHTS)).equals(before));
     assert.equal(readdirSync(dir).sort(), [CONFIG, WEIGHTS]);
     assert.throws(() => saveAdapter(adapters, 'y', dir), /"y". There are: x/);
+  });
+});
+
+/** What a function writes to stderr through the console. */
+function errorsOf(fn: () => void): string {
+  const { error } = console;
+  const lines: string[] = [];
+  console.error = (...words: unknown[]) => void lines.push(words.join(' '));
+  try {
+    fn();
+  } finally {
+    console.error = error;
+  }
+  return lines.join('\n');
+}
+
+onEachBackend(test, 'an adapter of another base of the same shapes warns loudly', (backend) => {
+  withFolder((dir) => {
+    const warning = (settings: Partial<typeof TINY>) => {
+      using model = tinyModel({ ...TINY, ...settings }, backend);
+      using adapters = new LoraAdapters(model);
+      return errorsOf(() => loadAdapter(adapters, 'x', dir));
+    };
+    using model = tinyModel({ ...TINY, dtype: 'bf16' }, backend);
+    using adapters = new LoraAdapters(model);
+    adapters.add('a', { rank: 2, targetModules: ['q_proj'] }, 1);
+    saveAdapter(adapters, 'a', dir);
+    assert.is(warning({ dtype: 'bf16' }), '', 'the same base');
+    assert.is(warning({}), '', 'the same, not rounded to bf16');
+    const other = warning({ seed: 2 });
+    assert.match(other, /WARNING: the adapter .* was trained on another base/);
+    assert.match(other, /it records sha256:[0-9a-f]{64}, this base has sha256:[0-9a-f]{64}/);
+    // PEFT's adapters record no base.
+    editWeights(dir, {});
+    assert.is(warning({ seed: 2 }), '');
+  });
+});
+
+test('the base’s hash leaves out what the adapter holds whole', () => {
+  withFolder((dir) => {
+    using model = tinyModel(TINY, reference);
+    using adapters = new LoraAdapters(model);
+    adapters.add('a', { targetModules: ['q_proj'], modulesToSave: ['lm_head'] }, 1);
+    saveAdapter(adapters, 'a', dir);
+    using other = tinyModel(TINY, reference);
+    const head = [...other.namedParameters()].find(([n]) => n === 'lm_head.weight')?.[1] as Tensor;
+    head.setBytes(new Uint8Array(head.byteLength));
+    using loaded = new LoraAdapters(other);
+    assert.is(
+      errorsOf(() => loadAdapter(loaded, 'x', dir)),
+      '',
+    );
+    assert.not.equal(
+      baseFingerprint(loaded.baseParameters()),
+      baseFingerprint(adapters.baseParameters()),
+    );
+  });
+});
+
+test('an unknown key is told of once in a process', () => {
+  withSaved((dir, adapters) => {
+    editConfig(dir, { some_new_key: 1 });
+    assert.match(
+      errorsOf(() => loadAdapter(adapters, 'x', dir)),
+      /unknown key "some_new_key" is ignored/,
+    );
+    assert.is(
+      errorsOf(() => loadAdapter(adapters, 'y', dir)),
+      '',
+    );
+  });
+});
+
+test('a table of the base that came along must be the base’s', () => {
+  withFolder((dir) => {
+    using model = tinyModel(TINY, reference);
+    using adapters = new LoraAdapters(model);
+    adapters.add('a', { rank: 1, targetModules: ['embed_tokens', 'q_proj'] }, 1);
+    saveAdapter(adapters, 'a', dir);
+    const key = 'base_model.model.model.embed_tokens.base_layer.weight';
+    assert.ok(SafetensorsFile.open(join(dir, WEIGHTS)).tensors.has(key), 'as PEFT writes it');
+    loadAdapter(adapters, 'b', dir);
+    editWeights(dir, {
+      [key]: tensor(new Float32Array(13 * 8), [13, 8], { backend: reference }),
+    });
+    assert.throws(() => loadAdapter(adapters, 'c', dir), /base_layer\.weight: a table of the base/);
+    editWeights(dir, { [key]: null });
+    loadAdapter(adapters, 'c', dir);
+    assert.equal(snapshot(adapters.tensors('c')), snapshot(adapters.tensors('a')));
+  });
+});
+
+test('modules that PEFT’s rule took beyond ours are read, and written by its names again', () => {
+  withFolder((dir) => {
+    using model = tinyModel(TINY, reference);
+    using adapters = new LoraAdapters(model);
+    const norms = [0, 1].flatMap((i) =>
+      ['input_layernorm', 'post_attention_layernorm'].map((n) => `model.layers.${i}.${n}`),
+    );
+    const config = { targetModules: ['q_proj'], modulesToSave: ['norm', ...norms] };
+    adapters.add('a', config, 1);
+    saveAdapter(adapters, 'a', dir);
+    editConfig(dir, { modules_to_save: ['norm'] });
+    loadAdapter(adapters, 'b', dir);
+    assert.equal([...adapters.tensors('b').keys()], [...adapters.tensors('a').keys()]);
+    saveAdapter(adapters, 'b', join(dir, 'again'));
+    const json = JSON.parse(readFileSync(join(dir, 'again', CONFIG), 'utf8'));
+    assert.equal(json.modules_to_save, ['norm']);
+    // Our own "norm" alone is spelled so that PEFT takes no other.
+    adapters.add('c', { targetModules: ['q_proj'], modulesToSave: ['norm'] }, 1);
+    saveAdapter(adapters, 'c', dir);
+    const own = JSON.parse(readFileSync(join(dir, CONFIG), 'utf8'));
+    assert.equal(own.modules_to_save, ['model.norm']);
   });
 });
 

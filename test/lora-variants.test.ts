@@ -4,6 +4,8 @@ import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
 import {
   DoraBranch,
+  type FusedBranch,
+  fullConfig,
   LoraAdapters,
   LoraBranch,
   type LoraConfig,
@@ -12,6 +14,7 @@ import {
   saveAdapter,
   siteOf,
 } from '../src/lora/index.js';
+import { variantOn } from '../src/lora/variants/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { buildCausalLM } from '../src/models/load.js';
 import { Conv1D, Embedding, Linear, withTraining } from '../src/nn/index.js';
@@ -67,6 +70,19 @@ const VARIANTS: Record<string, LoraConfig & { near?: boolean }> = {
   'modules saved whole': { targetModules: ['q_proj'], modulesToSave: ['norm', 'lm_head'] },
   'token rows': { targetModules: ['q_proj'], trainableTokens: [3, 1, 7] },
   'token rows by name': { targetModules: ['q_proj'], trainableTokens: { embed_tokens: [2] } },
+  'parts of a fused layer': {
+    targetModules: ['gate_proj', 'q_proj'],
+    rank: 2,
+    enableLora: { gate_proj: [true, false, true], 'layers\\.1\\..*q_proj': [false, true] },
+  },
+  'parts, rslora, patterns': {
+    targetModules: ['up_proj'],
+    rank: 2,
+    scaling: 'rslora',
+    enableLora: { up_proj: [true, true, false, true] },
+    rankPattern: { 'layers\\.0\\.mlp\\.up_proj': 3 },
+    alphaPattern: { 'layers\\.1\\.mlp\\.up_proj': 5 },
+  },
   gaussian: { targetModules: ['q_proj', 'embed_tokens'], init: 'gaussian' },
   orthogonal: { targetModules: ['q_proj'], rank: 4, init: 'orthogonal', near: true },
   pissa: { targetModules: ['q_proj', 'up_proj'], rank: 2, init: 'pissa' },
@@ -459,6 +475,10 @@ test('names and patterns that match nothing, and settings that clash, are errors
     [{ init: 'pissa', variant: 'dora' }, /pissa.*variant lora/],
     [{ init: 'pissa', rank: 9 }, /pissa rank.*1 to 8.*9/],
     [{ init: 'pissa', targetModules: ['embed_tokens'] }, /start from the weight of .*embed_tokens/],
+    [{ enableLora: { q_proj: [true, false, true] } }, /enableLora.*3 equal parts.*of 8 outputs/],
+    [{ enableLora: { up_proj: [true] } }, /enableLora.*"up_proj", which matches none/],
+    [{ enableLora: { q_proj: [false, false] } }, /enableLora.*one of them true/],
+    [{ enableLora: { q_proj: [true, false] }, variant: 'dora' }, /enableLora.*plain LoRA.*dora/],
     [{ bias: 'some' as never }, /bias.*none or all or lora_only.*"some"/],
     [{ variant: 'vera' as never }, /variant.*lora or dora/],
     [{ targetModules: '.*qproj' }, /"\.\*qproj", which matches none.*model\.embed_tokens/],
@@ -471,6 +491,70 @@ test('names and patterns that match nothing, and settings that clash, are errors
     assert.is(reference.memory().handles, handles, JSON.stringify(change));
   }
 });
+
+onEachBackend(
+  test,
+  'parts that are off are left alone; the others have their own A and B',
+  (backend) => {
+    const random = (shape: number[], stream: number) =>
+      tensor(
+        normal(
+          { seed: 2, stream },
+          shape.reduce((n, d) => n * d, 1),
+        ),
+        shape,
+        { backend },
+      );
+    scope(() => {
+      const layer = new LoraLinear(
+        new Conv1D(random([4, 9], 1), random([9], 2)),
+        'h.0.attn.c_attn',
+      );
+      const config = fullConfig({
+        rank: 2,
+        alpha: 6,
+        targetModules: ['c_attn'],
+        enableLora: { c_attn: [true, false, true] },
+      });
+      const branch = variantOn(layer.site, config).create(layer.site, config, 1) as FusedBranch;
+      assert.equal(
+        [branch.a.shape, branch.b.shape],
+        [
+          [4, 4],
+          [6, 2],
+        ],
+      );
+      const [a, b] = [random([4, 4], 3), random([6, 2], 4)];
+      branch.a.setBytes(a.bytes());
+      branch.b.setBytes(b.bytes());
+      branch.setTrainable(true);
+      layer.branches.set('x', branch);
+      layer.active = ['x'];
+      const x = random([5, 4], 5);
+      const [y, base] = [layer.forward(x), layer.base.forward(x).toNumbers()];
+      // Part p of the output: 3 · (x A_pᵀ) B_pᵀ with s = 6 / 2.
+      const [A, B, X] = [a, b, x].map((t) => t.toNumbers()) as [number[], number[], number[]];
+      const share = (row: number, part: number, o: number) => {
+        let sum = 0;
+        for (let k = 0; k < 2; k++) {
+          let h = 0;
+          for (let i = 0; i < 4; i++) h += X[row * 4 + i]! * A[(2 * part + k) * 4 + i]!;
+          sum += h * B[(3 * part + o) * 2 + k]!;
+        }
+        return 3 * sum;
+      };
+      y.toNumbers().forEach((v, i) => {
+        const [row, o] = [Math.floor(i / 9), i % 9];
+        const part = Math.floor(o / 3);
+        if (part === 1) assert.is(v, base[i], 'off: the base, bit for bit');
+        else assert.ok(Math.abs(v - base[i]! - share(row, part === 0 ? 0 : 1, o % 3)) < 1e-4);
+      });
+      backward(y, random([5, 9], 6));
+      assert.equal(branch.b.grad?.shape, [6, 2]);
+      layer.dispose();
+    });
+  },
+);
 
 test('"norm" is the module of that name, not every name that ends so', () => {
   using model = tinyModel(TINY, reference);

@@ -13,7 +13,7 @@ import { withRows } from './mixed.js';
 import type { Site } from './site.js';
 import { chooseLayers, type Target, targetLayers } from './targets.js';
 import { TOKEN_ROWS, TokenHead, TokenRows } from './tokens.js';
-import { VARIANTS } from './variants/index.js';
+import { variantOn } from './variants/index.js';
 
 /** PEFT's prefix of every tensor's name in an adapter file. */
 export const PEFT_PREFIX = 'base_model.model.';
@@ -183,7 +183,8 @@ export class LoraAdapters {
     for (const target of chooseLayers(this.model, config, false)) {
       const site = this.#host.site(target);
       paths.add(site.path);
-      for (const [end, shape] of VARIANTS[config.variant].shapes(site, config)) {
+      const variant = variantOn(site, config);
+      for (const [end, shape] of (variant.fileShapes ?? variant.shapes)(site, config)) {
         out.set(`${site.path}.${end}`, shape);
       }
     }
@@ -205,7 +206,8 @@ export class LoraAdapters {
     const made: [Target, Branch][] = [];
     try {
       for (const t of targets) {
-        made.push([t, making.branch(VARIANTS[config.variant], this.#host.site(t), config)]);
+        const site = this.#host.site(t);
+        made.push([t, making.branch(variantOn(site, config), site, config)]);
       }
       for (const [t, ids] of this.#host.tokenTargets(config)) {
         if (targets.some((other) => other.path === t.path)) {
@@ -516,7 +518,7 @@ export class LoraAdapters {
 
 /** Throws if a pattern of ranks or alphas is for none of an adapter's layers. */
 function checkPatterns(config: FullLoraConfig, targets: readonly Target[]): void {
-  for (const setting of ['rankPattern', 'alphaPattern'] as const) {
+  for (const setting of ['rankPattern', 'alphaPattern', 'enableLora'] as const) {
     for (const pattern of Object.keys(config[setting])) {
       if (targets.some((t) => endPattern(pattern).test(t.path))) continue;
       const near = nearest(

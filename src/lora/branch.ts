@@ -42,9 +42,11 @@ export interface Variant {
   readonly name: FullLoraConfig['variant'];
   /** Shapes of the tensors on one layer, by the ends of PEFT's names. */
   shapes(site: Site, config: FullLoraConfig): ReadonlyMap<string, Shape>;
+  /** The same in files, where that differs. */
+  fileShapes?(site: Site, config: FullLoraConfig): ReadonlyMap<string, Shape>;
   /** A new branch that leaves the layer's output as it is. */
   create(site: Site, config: FullLoraConfig, seed: number): Branch;
-  /** A branch of these tensors. */
+  /** A branch of these tensors, shaped as in files. */
   from(site: Site, config: FullLoraConfig, source: BranchSource): Branch;
 }
 

@@ -31,6 +31,11 @@ export interface LoraConfig {
   readonly rankPattern?: Readonly<Record<string, number>>;
   /** Other alphas, in the same way. */
   readonly alphaPattern?: Readonly<Record<string, number>>;
+  /**
+   * Parts of fused projections that have A and B, by name or pattern of the end of the layer's
+   * path: `{ c_attn: [true, false, true] }` for GPT-2's q and v. Default: the whole layer.
+   */
+  readonly enableLora?: Readonly<Record<string, readonly boolean[]>>;
   /** Dropout on the adapter's input while training. Default 0. */
   readonly dropout?: number;
   /**
@@ -68,6 +73,7 @@ const DEFAULTS = {
   layersPattern: [],
   rankPattern: {},
   alphaPattern: {},
+  enableLora: {},
   dropout: 0,
   init: 'kaiming',
   variant: 'lora',
@@ -132,6 +138,9 @@ function checkValues(full: FullLoraConfig): void {
   }
   checkPattern('rankPattern', full.rankPattern, (v) => isWhole(v, 1), 'a rank of 1 or more');
   checkPattern('alphaPattern', full.alphaPattern, (v) => Number.isFinite(v), 'a number');
+  const parts = (v: unknown) =>
+    Array.isArray(v) && v.every((p) => typeof p === 'boolean') && v.includes(true);
+  checkPattern('enableLora', full.enableLora, parts, 'a list of true and false, one of them true');
   const ids = (v: unknown) =>
     Array.isArray(v) &&
     v.length > 0 &&
@@ -154,6 +163,11 @@ function checkValues(full: FullLoraConfig): void {
 /** The settings that do not go together. */
 function checkTogether(full: FullLoraConfig): void {
   const { layersToTransform, layersPattern, targetModules, loraBias, variant, init, rank } = full;
+  const plain = variant === 'lora' && !loraBias && (init === 'kaiming' || init === 'gaussian');
+  if (Object.keys(full.enableLora).length > 0 && !plain) {
+    const received = `${variant}, init ${init}${loraBias ? ', loraBias' : ''}`;
+    throw failure('lora enableLora', 'plain LoRA, init kaiming or gaussian', received);
+  }
   const blocks = [layersToTransform].flat();
   if (typeof targetModules === 'string' && blocks.length > 0) {
     throw failure(
@@ -207,11 +221,33 @@ export function sparseConfig(full: FullLoraConfig): LoraConfig {
   return Object.fromEntries(entries) as unknown as LoraConfig;
 }
 
+/** The settings of an adapter with parts: plain LoRA of n times the rank at the same scaling. */
+function writtenParts(config: FullLoraConfig, paths: Iterable<string>): FullLoraConfig {
+  const ranks: Record<string, number> = {};
+  const alphas: Record<string, number> = {};
+  for (const path of paths) {
+    const n = enabledParts(config, path)?.filter((p) => p).length;
+    if (n === undefined) continue;
+    ranks[path] = n * settingsOf(config, path).rank;
+    const alpha = patternValue(config.alphaPattern, path) ?? config.alpha;
+    alphas[path] = alpha * (config.scaling === 'rslora' ? Math.sqrt(n) : n);
+  }
+  // A layer's own path comes before the patterns, of which the first counts.
+  return {
+    ...config,
+    enableLora: {},
+    rankPattern: { ...ranks, ...config.rankPattern },
+    alphaPattern: { ...alphas, ...config.alphaPattern },
+  };
+}
+
 /**
  * The settings of an adapter as it is written: one that began from the weight is written as plain
  * LoRA of twice the rank, s·(B A − B₀ A₀) = s·[B, −B₀] [A; A₀] at the same scaling.
+ * @param paths of its layers
  */
-export function writtenConfig(config: FullLoraConfig): FullLoraConfig {
+export function writtenConfig(config: FullLoraConfig, paths: Iterable<string>): FullLoraConfig {
+  if (Object.keys(config.enableLora).length > 0) return writtenParts(config, paths);
   if (!takesFromWeight(config.init)) return config;
   const factor = config.scaling === 'rslora' ? Math.SQRT2 : 2;
   const times = (patterns: Readonly<Record<string, number>>, n: number) =>
@@ -236,7 +272,12 @@ export function settingsOf(
   return { rank, scaling: alpha / (config.scaling === 'rslora' ? Math.sqrt(rank) : rank) };
 }
 
-function patternValue(patterns: Readonly<Record<string, number>>, path: string) {
+/** Which parts of a fused layer have A and B; undefined for a layer that is taken whole. */
+export function enabledParts(config: FullLoraConfig, path: string): readonly boolean[] | undefined {
+  return patternValue(config.enableLora, path);
+}
+
+function patternValue<T>(patterns: Readonly<Record<string, T>>, path: string): T | undefined {
   for (const [pattern, value] of Object.entries(patterns)) {
     if (endPattern(pattern).test(path)) return value;
   }

@@ -16,4 +16,4 @@ export {
 } from './targets.js';
 export { noteUntied } from './ties.js';
 export { TokenRows } from './tokens.js';
-export { DoraBranch, LoraBranch } from './variants/index.js';
+export { DoraBranch, FusedBranch, LoraBranch } from './variants/index.js';

@@ -43,6 +43,8 @@ export const PRESETS: Readonly<Record<string, readonly (readonly string[])[]>> =
   qv: [
     ['q_proj', 'v_proj'],
     ['query', 'value'],
+    // GPT-2's query, key and value are one layer: it is adapted whole, as PEFT does by default.
+    ['attn.c_attn'],
   ],
 };
 
