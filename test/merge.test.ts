@@ -317,7 +317,7 @@ test('misuse is refused before anything is written', () => {
     assert.throws(() => merge([{ dir: adapter, weight }]), /a finite weight other than 0/);
   }
   assert.throws(() => merge([adapter], { maxShardBytes: 0 }), /more than 0/);
-  assert.throws(() => merge([at('none')]), /received no folder .*none/);
+  assert.throws(() => merge([at('none')]), /expected a file .*none, received none; .*PEFT adapter/);
   assert.not.ok(existsSync(at('out')));
   mkdirSync(at('out'));
   assert.throws(() => merge([adapter], { maxShardBytes: 0 }), /more than 0/);
