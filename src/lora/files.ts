@@ -36,6 +36,29 @@ const WEIGHTS = 'adapter_model.safetensors';
 /** Our key of the base's hash, in the metadata of the weights: PEFT warns of keys in the config. */
 const BASE_HASH = 'lowrank_base';
 
+/** Our key of the settings of parts of fused layers, which PEFT's layout spells by patterns. */
+const PARTS = 'lowrank_parts';
+
+/** The settings that {@link writtenConfig} spells otherwise for parts of fused layers. */
+const PART_SETTINGS = ['enableLora', 'rankPattern', 'alphaPattern'] as const;
+
+function partsMetadata(config: FullLoraConfig): Record<string, string> {
+  if (Object.keys(config.enableLora).length === 0) return {};
+  return { [PARTS]: JSON.stringify(Object.fromEntries(PART_SETTINGS.map((k) => [k, config[k]]))) };
+}
+
+/** The settings with those of {@link partsMetadata}, where a file has them. */
+function withParts(config: FullLoraConfig, file: SafetensorsFile, dir: string): FullLoraConfig {
+  const text = file.metadata.get(PARTS);
+  if (text === undefined) return config;
+  try {
+    return fullConfig({ ...config, ...JSON.parse(text) });
+  } catch (error) {
+    const reason = (error as Error).message;
+    throw failure(`adapter ${dir}`, `settings in the metadata ${PARTS}`, `${text}: ${reason}`);
+  }
+}
+
 /** Modules whose tables PEFT writes along when they have A and B, by its fixed names. */
 const TABLES = ['embed_tokens', 'lm_head'];
 
@@ -104,8 +127,10 @@ export function saveAdapter(
 ): void {
   const notes = adapters.notes(name);
   const asRead = notes.fromWeight === true;
-  const config = asRead ? adapters.config(name) : writtenConfig(adapters.config(name));
   const own = adapters.targets(name);
+  const full = adapters.config(name);
+  const paths = own.map((t) => t.path);
+  const config = asRead ? full : writtenConfig(full, paths);
   const json = peftConfig(config, {
     targets: peftTargets(adapters.model, config),
     modulesToSave: notes.modulesToSave ?? peftModules(adapters, config.modulesToSave),
@@ -125,7 +150,8 @@ export function saveAdapter(
       );
     }
     const sorted = new Map([...tensors].sort(([x], [y]) => (x < y ? -1 : 1)));
-    const metadata = { format: 'pt', [BASE_HASH]: fingerprint(adapters, name) };
+    const parts = partsMetadata(full);
+    const metadata = { format: 'pt', [BASE_HASH]: fingerprint(adapters, name), ...parts };
     writeFilesAtomic(dir, [
       [WEIGHTS, safetensorsParts(sorted, metadata)],
       [CONFIG, [jsonBytes(json)]],
@@ -255,7 +281,7 @@ function checkBase(adapters: LoraAdapters, name: string, dir: string, stored?: s
 export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): void {
   const settings = fullConfig(readAdapterConfig(dir));
   const file = SafetensorsFile.open(adapterFile(dir, WEIGHTS));
-  const { config, notes } = settle(adapters, settings, file);
+  const { config, notes } = settle(adapters, withParts(settings, file, dir), file);
   const left = new Set(file.tensors.keys());
   for (const key of left) if (isEcho(key, left)) left.delete(key);
   const wrong: string[] = [];
