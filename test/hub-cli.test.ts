@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { HubClient } from '../src/io/hub-client.js';
-import { events, inside } from './support/cli.js';
+import { events, inside, outside } from './support/cli.js';
 import { FakeHub } from './support/hub.js';
 import { writeTinyModel } from './support/model-dir.js';
 
@@ -98,6 +98,20 @@ test('pull --json tells what comes as events', async () => {
   const done = all.at(-1) as Record<string, unknown>;
   assert.equal([done.type, done.commit, done.files], ['done', COMMIT, 4]);
   assert.is(done.received, all[0]?.bytes);
+});
+
+test('Ctrl-C ends a download with 130; what came is kept', async () => {
+  process.env.HF_HUB_CACHE = join(root, 'stopped');
+  hub.stalls = 50_000;
+  const stopped = await outside(['pull', 'org/tiny', '--json'], (line, child) => {
+    if (line.includes('"type":"progress","path":"tokenizer.json"')) child.kill('SIGINT');
+  });
+  hub.stalls = undefined;
+  assert.is(stopped.code, 130, stopped.stderr);
+  assert.match(stopped.stderr, 'Stopped: what came is kept');
+  const done = await inside('pull', 'org/tiny', '--json');
+  const last = events(done.stdout).at(-1) as unknown as { received: number; bytes: number };
+  assert.ok(last.received < last.bytes - 10_000, `${last.received} of ${last.bytes}`);
 });
 
 test('what fails ends with 1, what cannot be meant with 2', async () => {

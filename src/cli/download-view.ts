@@ -83,8 +83,8 @@ async function makeBar(): Promise<Bar> {
     barsize: Math.max(4, Math.min(24, (process.stderr.columns ?? 80) - TEXT_WIDTH)),
     barCompleteChar: '█',
     barIncompleteChar: '░',
-    // Ctrl-C ends the process; what came stays for the next one.
     gracefulExit: false,
-    linewrap: null,
+    // Cuts long lines; the other ways leave the terminal changed when Ctrl-C ends the process.
+    linewrap: true,
   });
 }

@@ -5,7 +5,9 @@ import {
   commonOptions,
   note,
   printJson,
+  Stopped,
   say,
+  stopSignal,
   UsageError,
 } from './output.js';
 
@@ -37,7 +39,7 @@ export function pullCommand(): Command {
   return commonOptions(c).action(runPull);
 }
 
-/** Milliseconds between two lines of progress with --json. */
+/** Milliseconds between two lines of progress of a file with --json. */
 const JSON_EVERY = 1000;
 
 async function runPull(id: string, flags: PullFlags): Promise<void> {
@@ -50,10 +52,13 @@ async function runPull(id: string, flags: PullFlags): Promise<void> {
     import('./download-view.js'),
   ]);
   const view = json ? undefined : await downloadView();
+  const signal = stopSignal(() => view?.end());
   let received = 0;
-  let printed = Number.NEGATIVE_INFINITY;
+  let printed = 0;
+  let path = '';
   try {
     const done = await pullModel(revision === undefined ? id : `${id}@${revision}`, {
+      signal,
       onEvent: (event) => {
         view?.show(event);
         if (!json) return;
@@ -62,7 +67,8 @@ async function runPull(id: string, flags: PullFlags): Promise<void> {
           return;
         }
         received += event.received;
-        if (performance.now() - printed < JSON_EVERY) return;
+        if (event.path === path && performance.now() - printed < JSON_EVERY) return;
+        path = event.path;
         printed = performance.now();
         printJson({ type: 'progress', path: event.path, received });
       },
@@ -73,6 +79,11 @@ async function runPull(id: string, flags: PullFlags): Promise<void> {
       if (done.received === 0) note('Everything is in the cache already');
       say(done.dir);
     }
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    view?.end();
+    note('Stopped: what came is kept, and the same command goes on from there');
+    throw new Stopped();
   } finally {
     view?.end();
   }

@@ -36,6 +36,8 @@ export class FakeHub {
   readonly storageAsked: Asked[] = [];
   /** Connections to the storage that are cut after so many bytes, one by one. */
   cuts: number[] = [];
+  /** Bytes after which the storage sends nothing more, without an end. */
+  stalls: number | undefined;
   /** Answers every request with this instead. */
   answer: ((response: ServerResponse) => void) | undefined;
   /** Changes the bytes of large files on the way. */
@@ -146,6 +148,11 @@ export class FakeHub {
     const bytes = this.damage ? stored.map((b, i) => (i === 7 ? b ^ 1 : b)) : stored;
     response.setHeader('ETag', `"${sha256(stored)}"`);
     const probe = asked.range === 'bytes=0-0';
+    if (this.stalls !== undefined && !probe) {
+      response.writeHead(200, { 'Content-Length': String(bytes.length) });
+      response.write(bytes.subarray(0, this.stalls));
+      return;
+    }
     send(request, response, bytes, probe ? undefined : this.cuts.shift());
   }
 }
