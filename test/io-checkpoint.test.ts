@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -7,6 +8,7 @@ import {
   renameSync,
   rmSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -342,6 +344,23 @@ test('shards by size, and no weights of an older save beside them', () => {
   saveCheckpoint(dir, { config: {}, tensors, maxShardBytes: 8 });
   assert.not.ok(existsSync(join(dir, 'model.safetensors')));
   assert.equal(openCheckpoint(dir).bytes('c'), Uint8Array.of(3));
+});
+
+test('incomplete files of a save that was killed are removed by the next one', () => {
+  const dead = spawnSync(process.execPath, ['-e', '']).pid;
+  const old = `.model.safetensors.${dead}-0123456789ab.tmp`;
+  const fresh = `.config.json.${dead}-0123456789ab.tmp`;
+  const running = `.model.safetensors.${process.pid}-0123456789ab.tmp`;
+  const others = ['.hidden', `.notes.${dead}.tmp`];
+  for (const name of [old, fresh, running, ...others]) {
+    writeFileSync(join(dir, name), '');
+    if (name !== fresh) utimesSync(join(dir, name), 1e9, 1e9);
+  }
+  saveCheckpoint(dir, { config: {}, tensors: [entry('a', 1)] });
+  assert.equal(
+    readdirSync(dir).sort(),
+    [...others, fresh, running, 'config.json', 'model.safetensors'].sort(),
+  );
 });
 
 test('misuse of saving is refused before anything is written', () => {

@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, realpathSync } from 'node:fs';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { type Command, Option } from 'commander';
+import { isTemporary } from '../io/files.js';
 import type { Merged } from '../models/merge.js';
 import type { SaveProgress } from '../models/save.js';
 import { byteSize, type NamedAdapter, namedAdapter } from './adapters.js';
@@ -97,7 +98,7 @@ function checkOut(out: string, overwrite: boolean | undefined): void {
         'transformers would load with it. Give another --out',
     );
   }
-  if (overwrite || names.length === 0) return;
+  if (overwrite || names.every(isTemporary)) return;
   throw new Error(
     `[merge] expected a new or empty folder, received ${out} with files in it. ` +
       'Give another --out, or --overwrite',

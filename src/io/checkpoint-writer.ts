@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { checkDirectory, INDEX, SHARD, WEIGHTS } from './checkpoint.js';
-import { jsonBytes, type Parts, plainName, writeFilesAtomic } from './files.js';
+import { jsonBytes, type Parts, plainName, removeLeftovers, writeFilesAtomic } from './files.js';
 import { quoted } from './json-scanner.js';
 import {
   entryBytes,
@@ -125,7 +125,8 @@ function checkSpace(dir: string, bytes: number): void {
 /**
  * Writes a Hugging Face model directory: every file under a temporary name first, and only when
  * all are complete renamed over the old ones, config.json last. Then weights of an older save there
- * are removed (an old `model.safetensors` would win over new shards).
+ * are removed (an old `model.safetensors` would win over new shards), and so are the incomplete files
+ * of a save that was killed.
  * @param dir an existing directory
  * @throws when a tensor cannot be made or a file not written; all old files are then untouched and
  *   nothing new is left behind
@@ -137,6 +138,7 @@ export function saveCheckpoint(dir: string, options: SaveOptions): SavedCheckpoi
   const folders = extraFolders(extraFiles);
   const entries = entriesOf(tensors);
   const bytes = entries.reduce((n, e) => n + entryBytes(e), 0);
+  removeLeftovers(dir);
   checkSpace(dir, bytes);
   const written: string[] = [];
   const weights = function* () {

@@ -22,9 +22,41 @@ export type Parts = Iterable<Uint8Array>;
 /** Bytes handed to one system call; larger pieces are cut. */
 const CHUNK = 64 * 2 ** 20;
 
+/** Milliseconds after which a file that grew no more is taken for left behind. */
+const QUIET_MS = 5000;
+
 function temporaryName(path: string): string {
   const unique = `${process.pid}-${randomBytes(6).toString('hex')}`;
   return join(dirname(path), `.${basename(path)}.${unique}.tmp`);
+}
+
+/** What {@link temporaryName} makes, and the process that it names. */
+const TEMPORARY = /^\..+\.(\d+)-[0-9a-f]{12}\.tmp$/;
+
+/** Whether a name is one that files have here until they are complete. */
+export function isTemporary(name: string): boolean {
+  return TEMPORARY.test(name);
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH';
+  }
+}
+
+/** Removes the incomplete files of a folder whose process was ended while it wrote them. */
+export function removeLeftovers(folder: string): void {
+  for (const name of readdirSync(folder)) {
+    const pid = TEMPORARY.exec(name)?.[1];
+    if (pid === undefined || isRunning(Number(pid))) continue;
+    const path = join(folder, name);
+    const stats = statSync(path, { throwIfNoEntry: false });
+    // Where a folder is shared, the process may run on another machine: then the file is new.
+    if (stats?.isFile() && Date.now() - stats.mtimeMs > QUIET_MS) rmSync(path, { force: true });
+  }
 }
 
 function writeAll(fd: number, parts: Parts): void {
