@@ -64,6 +64,30 @@ test('train writes an adapter that loads, and tells what it did', async () => {
   assert.match(stderr, 'step 6/6');
 });
 
+test('train takes every setting of LoRA, and writes it down as PEFT does', async () => {
+  const modules = ['--target-modules', 'attention,mlp.up_proj', '--exclude-modules', 'k_proj'];
+  const shape = ['--rank', '4', '--alpha', '6', '--rank-pattern', 'q_proj=2,o_proj=3'];
+  const kind = ['--variant', 'dora', '--scaling', 'rslora', '--init', 'gaussian'];
+  const rest = ['--alpha-pattern', 'v_proj=5', '--layers-to-transform', '0', '--modules-to-save'];
+  const all = [...modules, ...shape, ...kind, ...rest, 'norm', '--verbose', '--overwrite'];
+  const { code, stderr } = await inside(...train('every', ...all));
+  assert.is(code, 0, stderr);
+  const config = JSON.parse(readFileSync(at('every/adapter_config.json'), 'utf8'));
+  assert.equal(
+    [config.r, config.lora_alpha, config.use_dora, config.use_rslora],
+    [4, 6, true, true],
+  );
+  assert.equal(
+    [config.rank_pattern, config.alpha_pattern],
+    [{ q_proj: 2, o_proj: 3 }, { v_proj: 5 }],
+  );
+  assert.is(config.init_lora_weights, 'gaussian');
+  assert.equal(config.modules_to_save, ['model.norm']);
+  assert.is((await inside(...train('biased', '--lora-bias', '--rank', '3'))).code, 0);
+  const used = ['eval', '--model', at('model'), '--adapter', at('every')];
+  assert.is((await inside(...used, '--data', at('eval.jsonl'))).code, 0);
+});
+
 test('the same seed gives the same adapter, whatever the threads; another seed another', async () => {
   const one = await inside(...train('t1', '--threads', '1'));
   assert.is(one.code, 0, one.stderr);
@@ -313,6 +337,16 @@ test('what people do wrong is one line that says what, with exit code 2', async 
     [train('x', '--dropout', '1'), 'Expected a number from 0 to below 1'],
     [train('x', '--schedule', 'cosin'), 'Did you mean cosine?'],
     [train('x', '--init', 'kaimin'), 'Did you mean kaiming?'],
+    [train('x', '--variant', 'dira'), 'Did you mean dora?'],
+    [train('x', '--rank-pattern', 'q_proj'), 'Expected name=value pairs'],
+    [train('x', '--rank-pattern', 'q_proj=0'), 'Expected a whole number of 1 or more'],
+    [train('x', '--layers-to-transform', '0,a'), 'Expected a whole number of 0 or more'],
+    [train('x', '--problem-type', 'regresion'), 'Did you mean regression?'],
+    [train('x', '--num-labels', '0'), 'Expected a whole number of 1 or more'],
+    [
+      train('x', '--full', '--exclude-modules', 'a'),
+      /cannot be used with option '--exclude-modules/,
+    ],
     [train('x', '--backend', 'gpu'), 'Expected one of auto, cpu, reference'],
     [train('x', '--epochs', '2'), /--steps <n>' cannot be used with option '--epochs <n>'/],
     [train('x', '--full', '--rank', '4'), /'--full' cannot be used with option '--rank <r>'/],
@@ -378,6 +412,11 @@ test('work that fails says why, with exit code 1, and writes nothing', async () 
     [[...prompt('a'), '--adapter', at('model')], /adapter_config\.json/],
     [prompt('a '.repeat(200)), /expected a prompt of 1…95 tokens/],
     [['eval', '--model', at('model'), '--data', at('nothing.jsonl')], 'nothing.jsonl'],
+    [
+      ['eval', '--model', at('model'), '--data', at('eval.jsonl'), '--predictions', at('p.jsonl')],
+      /\[--predictions\] expected a classifier, received a causal model/,
+    ],
+    [train('y', '--num-labels', '2'), /train\.jsonl:1\] expected "text" .*for causal models/],
   ];
   for (const [argv, message] of rows) {
     const { code, stdout, stderr } = await inside(...argv);

@@ -1,12 +1,7 @@
 import { type Command, Option } from 'commander';
-import type {
-  DoneEvent,
-  FinetuneEvent,
-  FinetuneOptions,
-  LoraSettings,
-  StartEvent,
-} from '../train/finetune.js';
+import type { DoneEvent, FinetuneEvent, FinetuneOptions, StartEvent } from '../train/finetune.js';
 import { evaluationText } from './evaluation.js';
+import { isLora, LORA, type LoraFlags, loraOptions, loraSettings } from './lora-options.js';
 import { type Resolved, resolveFlags } from './model.js';
 import {
   BACKEND_NAMES,
@@ -16,11 +11,9 @@ import {
   commonOptions,
   countText,
   memoryText,
-  names,
   needs,
   note,
   notNegative,
-  number,
   oneOf,
   plural,
   positive,
@@ -37,7 +30,7 @@ import { type Progress, showProgress } from './progress.js';
 /** The options as commander hands them over. */
 interface TrainFlags
   extends CommonOptions,
-    LoraSettings,
+    LoraFlags,
     Omit<
       FinetuneOptions,
       'modelDir' | 'dataFile' | 'evalFile' | 'lora' | 'warmupSteps' | 'signal'
@@ -46,9 +39,8 @@ interface TrainFlags
   readonly data: string;
   readonly eval?: string;
   readonly warmup?: number;
+  readonly verbose?: boolean;
 }
-
-const LORA = ['rank', 'alpha', 'targetModules', 'dropout', 'init'] as const;
 
 const EXAMPLES = [
   'lowrank train --model base --data train.jsonl --out adapter --epochs 3',
@@ -78,18 +70,11 @@ export function trainCommand(): Command {
   const c = command('train', SUMMARY, DETAILS, EXAMPLES);
   needs(c, '--model <dir>', 'the base model: a directory, or org/name[@revision] of the Hub');
   needs(c, '--data <file>', 'training data, JSON Lines');
-  needs(c, '--out <dir>', 'where the adapter is written')
-    .option('--eval <file>', 'held-out data: the loss on it is shown before and after')
-    .option('--rank <r>', 'rank of the update (default: 8)', wholeNumber(1))
-    .option('--alpha <a>', 'the update is scaled by alpha / rank (default: 2 × rank)', positive)
-    .option(
-      '--target-modules <names>',
-      'layers to adapt, by name or ending, commas between them, or a preset: qv, attention, ' +
-        'all-linear (default: all-linear)',
-      names,
-    )
-    .option('--dropout <p>', 'dropout on the adapter’s input (default: 0)', probability)
-    .option('--init <how>', 'start of A: kaiming or gaussian (default: kaiming)', init)
+  needs(c, '--out <dir>', 'where the adapter is written').option(
+    '--eval <file>',
+    'held-out data: what is measured on it is shown before and after',
+  );
+  loraOptions(c)
     .option(
       '--num-labels <n>',
       'give a classifier a new head of so many labels, those of the data (default: the model’s ' +
@@ -137,8 +122,6 @@ export function trainCommand(): Command {
   return commonOptions(c).action(runTrain);
 }
 
-const probability = number('a number from 0 to below 1', (v) => v >= 0 && v < 1);
-const init = oneOf(['kaiming', 'gaussian'] as const);
 const problemType = oneOf([
   'single_label_classification',
   'multi_label_classification',
@@ -147,14 +130,14 @@ const problemType = oneOf([
 const schedule = oneOf(['constant', 'linear', 'cosine'] as const);
 
 function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOptions {
-  const { model, data, eval: evalFile, warmup, json: _, ...rest } = flags;
-  const lora = Object.fromEntries(
-    LORA.filter((key) => flags[key] !== undefined).map((key) => [key, flags[key]]),
-  );
+  const { model, data, eval: evalFile, warmup, json: _json, verbose: _verbose, ...more } = flags;
+  const lora = loraSettings(flags);
+  const rest = Object.fromEntries(Object.entries(more).filter(([key]) => !isLora(key)));
   return {
     ...rest,
     modelDir: model,
     dataFile: data,
+    out: flags.out,
     ...(evalFile === undefined ? {} : { evalFile }),
     ...(warmup === undefined ? {} : { warmupSteps: warmup }),
     ...(flags.full ? {} : { lora }),
