@@ -38,6 +38,8 @@ export interface FileNotes {
   readonly tables?: ReadonlyMap<string, DType>;
   /** Whether it began from the weight and was not converted: it is written so again. */
   readonly fromWeight?: boolean;
+  /** Its `init_lora_weights`, where there is no way here to begin so. */
+  readonly init?: unknown;
 }
 
 /** What a model is for, in PEFT's words. */

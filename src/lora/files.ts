@@ -3,7 +3,7 @@ import { noGrad, scope } from '../autograd/index.js';
 import { adapterFile } from '../io/adapter-dir.js';
 import { jsonBytes, readJsonObject, writeFilesAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
-import { Dense, PlainDense } from '../nn/index.js';
+import { Dense, type Embedding, PlainDense } from '../nn/index.js';
 import { cast } from '../ops/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
@@ -114,6 +114,14 @@ function fingerprint(adapters: LoraAdapters, name: string): string {
 }
 
 /**
+ * PEFT's `fan_in_fan_out`: each layer that it wraps sets the flag to its own, true for Conv1D, so
+ * that the last one's stands; embeddings leave it.
+ */
+function transposedFlag(layers: readonly (PlainDense | Embedding)[]): boolean {
+  return layers.filter((l) => l instanceof PlainDense).at(-1)?.transposed ?? false;
+}
+
+/**
  * Writes an adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, both or
  * neither replaced. The metadata of the weights also holds a hash of the base.
  * @param dir made if it does not exist
@@ -131,14 +139,14 @@ export function saveAdapter(
   const full = adapters.config(name);
   const paths = own.map((t) => t.path);
   const config = asRead ? full : writtenConfig(full, paths);
-  const json = peftConfig(config, {
+  const peft = peftConfig(config, {
     targets: peftTargets(adapters.model, config),
     modulesToSave: notes.modulesToSave ?? peftModules(adapters, config.modulesToSave),
     baseName,
-    // As PEFT: it sets the flag for Conv1D layers, not for embeddings.
-    transposed: own.map(plainLayer).some((l) => l instanceof PlainDense && l.transposed),
+    transposed: transposedFlag(own.map(plainLayer)),
     task: peftTask(adapters.model),
   });
+  const json = notes.init === undefined ? peft : { ...peft, init_lora_weights: notes.init };
   mkdirSync(dir, { recursive: true });
   scope(() => {
     const tensors = asRead ? adapters.tensors(name) : adapters.writtenTensors(name);
@@ -301,6 +309,8 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
   const options = { backend: any.backend, dtype: 'f32', purpose: 'activation' } as const;
   const read = (key: string) => file.load(PEFT_PREFIX + key, options);
   const fromWeight = takesFromWeight(config.init);
-  adapters.addTensors(name, config, read, { ...notes, tables, fromWeight });
+  const begun = readJsonObject(adapterFile(dir, CONFIG), 'adapter').init_lora_weights;
+  const init = begun === false || begun === 'eva' ? { init: begun } : {};
+  adapters.addTensors(name, config, read, { ...notes, tables, fromWeight, ...init });
   checkBase(adapters, name, dir, file.metadata.get(BASE_HASH));
 }

@@ -1,11 +1,13 @@
-import { Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
+import { Convolution, Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { type FullLoraConfig, regex } from './config.js';
-import { isWrapper, LoraEmbedding, LoraLinear } from './layer.js';
+import { isWrapper, type LoraConv, type LoraEmbedding } from './layer.js';
 import { inSaved } from './saved.js';
 
 /** A layer that LoRA can wrap, and where it hangs. */
-export interface Target<L extends Module = Dense | Embedding | LoraEmbedding> {
+export interface Target<
+  L extends Module = Dense | Embedding | Convolution | LoraEmbedding | LoraConv,
+> {
   readonly path: string;
   readonly layer: L;
   readonly parent: Module;
@@ -53,11 +55,15 @@ export function denseLayers(model: Module): Target<Dense>[] {
   return targetLayers(model).filter((t) => t.layer instanceof Dense) as Target<Dense>[];
 }
 
-/** Every layer that LoRA can stand on: the dense ones and the embeddings. */
+function isLayer(module: Module): module is Dense | Embedding | Convolution {
+  return module instanceof Dense || module instanceof Embedding || module instanceof Convolution;
+}
+
+/** Every layer that LoRA can stand on: the dense ones, embeddings and convolutions. */
 export function targetLayers(model: Module): Target[] {
   const out: Target[] = [];
   for (const { path, module, parent, name } of model.namedModules()) {
-    const fits = module instanceof Dense || module instanceof Embedding || isWrapper(module);
+    const fits = isLayer(module) || isWrapper(module);
     if (fits && parent && !(parent instanceof Dense) && !isWrapper(parent)) {
       out.push({ path, layer: module, parent, name });
     }
@@ -91,16 +97,20 @@ function presetNames(preset: string, layers: readonly Target[]): readonly string
   return lists.find(there) ?? (lists[0] as readonly string[]);
 }
 
-/** The layers that names and presets, or a regular expression, choose. */
+/**
+ * The layers that names and presets, or a regular expression, choose.
+ * @param spare layers that are not for choosing, but whose names are no mistake
+ */
 function named(
   setting: string,
   names: readonly string[] | string,
   layers: readonly Target[],
+  spare: readonly Target[] = [],
 ): Set<Target> {
   const chosen = new Set<Target>();
   const take = (name: string, test: (t: Target) => boolean) => {
     const hits = layers.filter(test);
-    if (hits.length === 0) {
+    if (hits.length === 0 && !spare.some(test)) {
       const known = [...layers.map((t) => t.name), ...Object.keys(PRESETS), 'all-linear'];
       throw matchesNothing(setting, name, known);
     }
@@ -161,15 +171,17 @@ function inBlocks(chosen: readonly Target[], choice: Choice): readonly Target[] 
  * The layers that a configuration chooses: by a whole path, the last parts of one (`q_proj`,
  * `mlp.down_proj`), a preset (`attention`, `qv`, `all-linear`) or a regular expression; without
  * the excluded ones, those of other blocks, and those in modules that are saved whole.
- * @param strict whether every name excluded must match a layer: the rule for what a user asks
- *   for; a file may say more than it needs
+ * @param strict whether every name excluded must match a layer, and every name one that is not
+ *   saved whole: the rule for what a user asks for; a file may say more than it needs
  * @throws when a name chooses nothing, with the nearest names there are
  */
 export function chooseLayers(model: Module, choice: Choice, strict = true): Target[] {
   const { targetModules, excludeModules = [], modulesToSave = [] } = choice;
   const all = targetLayers(model);
   const layers = all.filter((t) => !inSaved(t.path, modulesToSave));
-  const names = named('targetModules', targetModules, layers);
+  // PEFT writes all-linear as names, those of a head that it saves whole among them.
+  const spare = strict ? [] : all.filter((t) => !layers.includes(t));
+  const names = named('targetModules', targetModules, layers, spare);
   const left = excluded(excludeModules, all, strict);
   const chosen = inBlocks(
     layers.filter((t) => names.has(t) && !left.has(t)),
@@ -221,8 +233,9 @@ export function peftTargets(model: Module, choice: Choice): string[] | string {
 }
 
 /** The plain layer of a target, wrapped or not. */
-export function plainLayer({ layer }: Target): PlainDense | Embedding {
-  if (layer instanceof LoraLinear || layer instanceof LoraEmbedding) return layer.base;
+export function plainLayer({ layer }: Target): PlainDense | Embedding | Convolution {
+  if (isWrapper(layer)) return layer.base;
   if (layer instanceof Embedding || layer instanceof PlainDense) return layer;
+  if (layer instanceof Convolution) return layer;
   throw failure('lora', 'a layer with one weight', layer.constructor.name);
 }
