@@ -165,7 +165,7 @@ function rowLengths(r: Tensor): Float64Array {
 /**
  * The first `rank` singular triples of A, each checked: a block Krylov space of AᵀA, restarted
  * from its best triples and their residuals until ‖Aᵀu − s v‖ ≤ tolerance · s₁ for every one.
- * A matrix with a short side of 256 or less is decomposed whole.
+ * A matrix with a short side of 256 or less, or of less than 8 ranks, is decomposed whole.
  * @param a [m, n], floats
  * @throws on NaN and Inf, and when the residuals do not fall below the tolerance
  */
@@ -176,7 +176,7 @@ export function truncatedSvd(a: Tensor, rank: number, options: TruncatedOptions 
   const block = rank + EXTRA;
   return noGrad(() =>
     scope(() => {
-      if (short <= DENSE || 4 * block > short) {
+      if (short <= DENSE || 8 * block > short) {
         const { u, s, vt } = svd(a);
         return {
           u: slice(u, 1, 0, rank),
