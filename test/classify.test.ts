@@ -5,8 +5,9 @@ import { parseLabelled, type RawLabel } from '../src/io/labelled.js';
 import { LengthSampler } from '../src/io/sampler.js';
 import { fillTemplate, longestFirst, readTemplate } from '../src/io/sequence-template.js';
 import { Tokenizer } from '../src/io/tokenizer.js';
+import { chooseTargets } from '../src/lora/index.js';
 import { type SequenceBatch, SequenceClassifier } from '../src/models/classifier.js';
-import { buildModel } from '../src/models/load.js';
+import { buildModel, modelTypes } from '../src/models/load.js';
 import {
   type ClassifierEvaluation,
   evaluateClassifier,
@@ -488,6 +489,38 @@ test('probabilities: softmax, sigmoid, or the values, without overflow', () => {
   const several = probabilities([0, 1000, -1000], 'multi_label_classification');
   assert.equal(several, [0.5, 1, 0]);
   assert.equal(probabilities([3, -2], 'regression'), [3, -2]);
+});
+
+test('the presets qv and attention reach layers of every architecture', () => {
+  const common = { hidden_size: 8, num_attention_heads: 2, num_hidden_layers: 1, vocab_size: 13 };
+  const sizes = { ...common, intermediate_size: 12, max_position_embeddings: 16, head_dim: 4 };
+  const grouped = { ...sizes, num_key_value_heads: 1 };
+  const chosen = (config: Record<string, unknown>, preset: string) => {
+    const model = buildModel(config, tinySource(TINY, reference));
+    const names = chooseTargets(model, [preset]).map((t) => t.path.replace(/^.*\d+\./, ''));
+    model.dispose();
+    return names.sort().join(' ');
+  };
+  const rows: [Record<string, unknown>, string, string][] = [
+    [
+      encoderConfig({ type: 'bert', labels: ['a', 'b'] }),
+      'attention.self.query attention.self.value',
+      'attention.output.dense attention.self.key attention.self.query attention.self.value',
+    ],
+    [
+      { model_type: 'gpt2', n_embd: 8, n_head: 2, n_layer: 1, vocab_size: 13, n_positions: 16 },
+      'attn.c_attn',
+      'attn.c_attn attn.c_proj',
+    ],
+  ];
+  const llama = 'self_attn.k_proj self_attn.o_proj self_attn.q_proj self_attn.v_proj';
+  for (const type of modelTypes().filter((t) => !['bert', 'roberta', 'gpt2'].includes(t))) {
+    rows.push([{ ...grouped, model_type: type }, 'self_attn.q_proj self_attn.v_proj', llama]);
+  }
+  for (const [config, qv, attention] of rows) {
+    assert.is(chosen(config, 'qv'), qv, String(config.model_type));
+    assert.is(chosen(config, 'attention'), attention, String(config.model_type));
+  }
 });
 
 test.run();
