@@ -3,7 +3,7 @@ import { noGrad, scope } from '../autograd/index.js';
 import { adapterFile } from '../io/adapter-dir.js';
 import { jsonBytes, readJsonObject, writeFilesAtomic } from '../io/files.js';
 import { SafetensorsFile, safetensorsParts } from '../io/safetensors.js';
-import { Dense, type Embedding, PlainDense } from '../nn/index.js';
+import { Dense, type Module, PlainDense } from '../nn/index.js';
 import { cast } from '../ops/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
@@ -117,7 +117,7 @@ function fingerprint(adapters: LoraAdapters, name: string): string {
  * PEFT's `fan_in_fan_out`: each layer that it wraps sets the flag to its own, true for Conv1D, so
  * that the last one's stands; embeddings leave it.
  */
-function transposedFlag(layers: readonly (PlainDense | Embedding)[]): boolean {
+function transposedFlag(layers: readonly Module[]): boolean {
   return layers.filter((l) => l instanceof PlainDense).at(-1)?.transposed ?? false;
 }
 

@@ -1,9 +1,9 @@
-import { Embedding, type Module } from '../nn/index.js';
+import { Embedding, type Module, PlainDense } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Branch } from './branch.js';
 import type { FullLoraConfig } from './config.js';
-import { isWrapper, LoraEmbedding, LoraLinear } from './layer.js';
+import { isWrapper, LoraConv, LoraEmbedding, LoraLinear } from './layer.js';
 import { SavedParameters } from './saved.js';
 import { type Site, siteOf } from './site.js';
 import { hasName, plainLayer, type Target, targetLayers } from './targets.js';
@@ -13,7 +13,12 @@ import { TokenRows } from './tokens.js';
 /** A layer that adapters have branches on, and where it hangs. */
 export interface Wrapped {
   readonly target: Target;
-  readonly layer: LoraLinear | LoraEmbedding;
+  readonly layer: LoraLinear | LoraEmbedding | LoraConv;
+}
+
+function wrap(plain: ReturnType<typeof plainLayer>, path: string): Wrapped['layer'] {
+  if (plain instanceof Embedding) return new LoraEmbedding(plain, path);
+  return plain instanceof PlainDense ? new LoraLinear(plain, path) : new LoraConv(plain, path);
 }
 
 /** A model with what adapters put into it; the part that adding and merging share. */
@@ -43,10 +48,7 @@ export class Host {
     let held = this.wrapped.get(target.path);
     if (!held) {
       const plain = plainLayer(target);
-      const layer =
-        plain instanceof Embedding
-          ? new LoraEmbedding(plain, target.path)
-          : new LoraLinear(plain, target.path);
+      const layer = wrap(plain, target.path);
       target.parent.replaceChild(target.name, layer);
       held = { target, layer };
       this.wrapped.set(target.path, held);

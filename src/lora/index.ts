@@ -4,7 +4,7 @@ export { type FullLoraConfig, fullConfig, type LoraConfig, type LoraInit } from 
 export { loadAdapter, readAdapterConfig, saveAdapter } from './files.js';
 export { baseFingerprint } from './fingerprint.js';
 export { initNames } from './init.js';
-export { LoraEmbedding, LoraLinear, type MergeWeights } from './layer.js';
+export { LoraConv, LoraEmbedding, LoraLinear, type MergeWeights } from './layer.js';
 export { type Site, siteOf } from './site.js';
 export {
   chooseLayers,

@@ -1,5 +1,5 @@
 import { noGrad, scope } from '../autograd/index.js';
-import { Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
+import { type Convolution, Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
 import { add, cast, scale } from '../ops/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
@@ -21,7 +21,7 @@ export function mergeWeights(adapters: MergeWeights): ReadonlyMap<string, number
 
 /** What stands in a model in the place of a layer that adapters have branches on. */
 export interface Wrapper extends Module {
-  readonly base: PlainDense | Embedding;
+  readonly base: PlainDense | Embedding | Convolution;
   readonly site: Site;
   /** Every adapter's branch by the adapter's name. */
   readonly branches: Map<string, Branch>;
@@ -152,16 +152,57 @@ export class LoraLinear extends Dense implements Wrapper {
    * @throws when the merged weight is not finite, or a bias is to be added where there is none
    */
   merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): PlainDense {
-    const weights = mergeWeights(adapters);
-    const { bias } = this.base;
-    const [biased] = biasChanges(this, weights.keys());
-    if (biased !== undefined && !bias) throw noBias(this.site.path, biased);
-    const weight = mergedWeight(this, weights, dtype).keep();
-    weight.storage.retag('frozen');
-    if (!bias) return this.base.withWeights(weight, null);
-    const own = biased === undefined ? bias.alias() : mergedBias(this, weights, bias);
-    own.storage.retag('frozen');
-    return this.base.withWeights(weight, own.keep());
+    return this.base.withWeights(...mergedParts(this, this.base, adapters, dtype));
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const b of this.branches.values()) b.dispose();
+  }
+}
+
+/** The merged weight and bias of a layer that may have one, frozen and kept. */
+function mergedParts(
+  wrapper: Wrapper,
+  { bias }: PlainDense | Convolution,
+  adapters: MergeWeights,
+  dtype: DType,
+): [Tensor, Tensor | null] {
+  const weights = mergeWeights(adapters);
+  const [biased] = biasChanges(wrapper, weights.keys());
+  if (biased !== undefined && !bias) throw noBias(wrapper.site.path, biased);
+  const weight = mergedWeight(wrapper, weights, dtype).keep();
+  weight.storage.retag('frozen');
+  if (!bias) return [weight, null];
+  const own = biased === undefined ? bias.alias() : mergedBias(wrapper, weights, bias);
+  own.storage.retag('frozen');
+  return [weight, own.keep()];
+}
+
+/** A convolution with LoRA branches, as {@link LoraLinear} is a dense layer with them. */
+export class LoraConv extends Module implements Wrapper {
+  readonly branches = new Map<string, Branch>();
+  active: readonly string[] = [];
+  rows: readonly (string | null)[] | null = null;
+  readonly site: Site;
+
+  constructor(
+    readonly base: Convolution,
+    path: string,
+  ) {
+    super();
+    this.site = siteOf(path, base);
+  }
+
+  /** x [N, C, ..] → [N, out, ..] */
+  forward(x: Tensor): Tensor {
+    if (this.active.length === 0 && !this.rows) return this.base.forward(x);
+    return scope(() => withBranches(this, x, this.base.forward(x)));
+  }
+
+  /** As {@link LoraLinear.merged}. */
+  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): Convolution {
+    return this.base.withWeights(...mergedParts(this, this.base, adapters, dtype));
   }
 
   override dispose(): void {
@@ -223,8 +264,10 @@ export class LoraEmbedding extends Module implements Wrapper {
 }
 
 /** Whether a module is a layer that adapters have branches on. */
-export function isWrapper(module: unknown): module is LoraLinear | LoraEmbedding {
-  return module instanceof LoraLinear || module instanceof LoraEmbedding;
+export function isWrapper(module: unknown): module is LoraLinear | LoraEmbedding | LoraConv {
+  return (
+    module instanceof LoraLinear || module instanceof LoraEmbedding || module instanceof LoraConv
+  );
 }
 
 /** The layer that holds the weights of a dense one. */

@@ -1,18 +1,12 @@
-import { Embedding, type ParameterSource, type PlainDense } from '../nn/index.js';
+import { type Convolution, Embedding, type ParameterSource, type PlainDense } from '../nn/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Host, Wrapped } from './host.js';
-import {
-  biasChanges,
-  type LoraEmbedding,
-  LoraLinear,
-  mergedBias,
-  mergedWeight,
-  noBias,
-} from './layer.js';
+import { biasChanges, LoraEmbedding, mergedBias, mergedWeight, noBias } from './layer.js';
 import { rounded } from './saved.js';
 
+type PlainLayer = PlainDense | Embedding | Convolution;
 type Weights = ReadonlyMap<string, number>;
 
 /** The copy of a parameter that an adapter of a merge holds whole, if one does. */
@@ -99,7 +93,7 @@ class MergedEmbedding extends Embedding {
 /** Replaces every layer that the adapters touch by a plain one of merged weights. */
 export function mergeIn(host: Host, weights: Weights): Merged {
   const names = [...weights.keys()];
-  const replaced: { at: Wrapped; by: PlainDense | Embedding }[] = [];
+  const replaced: { at: Wrapped; by: PlainLayer }[] = [];
   const undo = () => {
     for (const { at, by } of replaced) {
       at.target.parent.replaceChild(at.target.name, at.layer);
@@ -143,6 +137,7 @@ export function mergeIn(host: Host, weights: Weights): Merged {
   };
 }
 
-function plainOf({ layer }: Wrapped, weights: Weights): PlainDense | Embedding {
-  return layer instanceof LoraLinear ? layer.merged(weights) : new MergedEmbedding(layer, weights);
+function plainOf({ layer }: Wrapped, weights: Weights): PlainLayer {
+  if (layer instanceof LoraEmbedding) return new MergedEmbedding(layer, weights);
+  return layer.merged(weights);
 }

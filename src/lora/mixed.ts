@@ -44,7 +44,8 @@ export function mixedSum(
     const branch = branches.get(name) as Branch;
     const dropped =
       branch instanceof LoraBranch && branch.dropout > 0 && trainingContext() !== null;
-    if (branch instanceof LoraBranch && branch.isProduct && !dropped) grouped.push([name, branch]);
+    if (branch instanceof LoraBranch && branch.isProduct && !dropped && branch.site.kind !== 'conv')
+      grouped.push([name, branch]);
     else {
       const change = branch.change(x, y);
       if (change) sum = add(sum, mul(change, rowMask(y, rows, [[name, 1, 1]])));

@@ -1,7 +1,7 @@
-import { Embedding, PlainDense } from '../nn/index.js';
-import { embedding, linear, matmul, reshape, transpose } from '../ops/index.js';
+import { Convolution, Embedding, PlainDense } from '../nn/index.js';
+import { conv1d, conv2d, embedding, linear, matmul, reshape, transpose } from '../ops/index.js';
 import { failure } from '../tensor/errors.js';
-import type { Shape } from '../tensor/shape.js';
+import { numel, type Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 
 /**
@@ -9,7 +9,7 @@ import type { Tensor } from '../tensor/tensor.js';
  * products beside it. One for each kind of layer, so that no variant asks what it stands on.
  */
 export interface Site {
-  readonly kind: 'dense' | 'embedding';
+  readonly kind: 'dense' | 'embedding' | 'conv';
   /** Of the layer in the model; addresses its random numbers. */
   readonly path: string;
   readonly inFeatures: number;
@@ -21,25 +21,71 @@ export interface Site {
   readonly bias: Tensor | null;
   /** Ends of PEFT's names of A and B. */
   readonly names: { readonly a: string; readonly b: string };
-  /** x Aᵀ. @param x the layer's input @param a [r, in] → [.., r] */
+  /** Shapes of A and B at a rank: [r, in] and [out, r], and 1s as PEFT has them. */
+  shapes(rank: number): { readonly a: Shape; readonly b: Shape };
+  /** PEFT's shape of a number for each output. */
+  readonly magnitudeShape: Shape;
+  /** x Aᵀ. @param x the layer's input */
   down(x: Tensor, a: Tensor): Tensor;
+  /** h Bᵀ + c. @param h what {@link down} gave @param c [out] or none */
+  up(h: Tensor, b: Tensor, c: Tensor | null): Tensor;
   /** x Wᵀ, without the bias. */
   plain(x: Tensor): Tensor;
+  /** B A as the weight is stored. */
+  product(a: Tensor, b: Tensor): Tensor;
+  /** A number for each output [out], shaped to meet the layer's output. */
+  onOutput(v: Tensor): Tensor;
+  /** The same, shaped to meet the stored weight. */
+  onWeight(v: Tensor): Tensor;
+  /** Axes of the stored weight that a row of W lies along. */
+  readonly rowAxes: readonly number[];
 }
 
-/** Shapes of A and B at a rank. */
-export function branchShapes(site: Site, rank: number): { a: Shape; b: Shape } {
-  return { a: [rank, site.inFeatures], b: [site.outFeatures, rank] };
+/** What a layer whose rows are vectors has; `transposed` says how W is stored. */
+abstract class VectorSite {
+  abstract readonly inFeatures: number;
+  abstract readonly outFeatures: number;
+  abstract readonly transposed: boolean;
+
+  shapes(rank: number): { a: Shape; b: Shape } {
+    return { a: [rank, this.inFeatures], b: [this.outFeatures, rank] };
+  }
+
+  get magnitudeShape(): Shape {
+    return [this.outFeatures];
+  }
+
+  up(h: Tensor, b: Tensor, c: Tensor | null): Tensor {
+    return linear(h, b, c);
+  }
+
+  product(a: Tensor, b: Tensor): Tensor {
+    return this.transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a);
+  }
+
+  onOutput(v: Tensor): Tensor {
+    return v;
+  }
+
+  onWeight(v: Tensor): Tensor {
+    return reshape(v, this.transposed ? [1, -1] : [-1, 1]);
+  }
+
+  get rowAxes(): readonly number[] {
+    return [this.transposed ? 0 : 1];
+  }
 }
 
-class DenseSite implements Site {
+class DenseSite extends VectorSite implements Site {
   readonly kind = 'dense';
   readonly names = { a: 'lora_A.weight', b: 'lora_B.weight' };
 
   constructor(
     readonly path: string,
     private readonly layer: PlainDense,
-  ) {}
+  ) {
+    super();
+  }
 
   get inFeatures(): number {
     return this.layer.inFeatures;
@@ -73,7 +119,7 @@ class DenseSite implements Site {
 }
 
 /** An embedding is a dense layer on one-hot rows: in = V, out = C, W stored [in, out]. */
-class EmbeddingSite implements Site {
+class EmbeddingSite extends VectorSite implements Site {
   readonly kind = 'embedding';
   readonly names = { a: 'lora_embedding_A', b: 'lora_embedding_B' };
   readonly transposed = true;
@@ -82,7 +128,9 @@ class EmbeddingSite implements Site {
   constructor(
     readonly path: string,
     private readonly layer: Embedding,
-  ) {}
+  ) {
+    super();
+  }
 
   get inFeatures(): number {
     return this.layer.weight.shape[0] as number;
@@ -105,10 +153,82 @@ class EmbeddingSite implements Site {
   }
 }
 
+/**
+ * A convolution is a dense layer on the taps of each place: A walks as W does, from the channels to
+ * r, and B is a kernel of one tap.
+ */
+class ConvSite implements Site {
+  readonly kind = 'conv';
+  readonly names = { a: 'lora_A.weight', b: 'lora_B.weight' };
+  readonly transposed = false;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  readonly #ones: readonly number[];
+
+  constructor(
+    readonly path: string,
+    private readonly layer: Convolution,
+  ) {
+    const { groups = 1 } = layer.options;
+    if (groups !== 1) throw failure(`lora, ${path}`, 'a convolution of one group', `${groups}`);
+    const [out, ...rest] = layer.weight.shape as [number, ...number[]];
+    this.outFeatures = out;
+    this.inFeatures = numel(rest);
+    this.#ones = rest.slice(1).map(() => 1);
+  }
+
+  get weight(): Tensor {
+    return this.layer.weight;
+  }
+
+  get bias(): Tensor | null {
+    return this.layer.bias;
+  }
+
+  shapes(rank: number): { a: Shape; b: Shape } {
+    const kernel = this.weight.shape.slice(1);
+    return { a: [rank, ...kernel], b: [this.outFeatures, rank, ...this.#ones] };
+  }
+
+  get magnitudeShape(): Shape {
+    return [1, this.outFeatures, ...this.#ones];
+  }
+
+  down(x: Tensor, a: Tensor): Tensor {
+    return this.layer.convolve(x, a);
+  }
+
+  up(h: Tensor, b: Tensor, c: Tensor | null): Tensor {
+    return this.#ones.length === 1 ? conv1d(h, b, c) : conv2d(h, b, c);
+  }
+
+  plain(x: Tensor): Tensor {
+    return this.layer.convolve(x, this.weight);
+  }
+
+  product(a: Tensor, b: Tensor): Tensor {
+    const flat = matmul(reshape(b, [this.outFeatures, -1]), reshape(a, [-1, this.inFeatures]));
+    return reshape(flat, this.weight.shape);
+  }
+
+  onOutput(v: Tensor): Tensor {
+    return reshape(v, this.magnitudeShape);
+  }
+
+  onWeight(v: Tensor): Tensor {
+    return reshape(v, [this.outFeatures, 1, ...this.#ones]);
+  }
+
+  get rowAxes(): readonly number[] {
+    return this.weight.shape.slice(1).map((_, i) => i + 1);
+  }
+}
+
 /** How LoRA sees a plain layer. @throws for a layer of a kind that it cannot stand on */
 export function siteOf(path: string, layer: unknown): Site {
   if (layer instanceof PlainDense) return new DenseSite(path, layer);
   if (layer instanceof Embedding) return new EmbeddingSite(path, layer);
+  if (layer instanceof Convolution) return new ConvSite(path, layer);
   const name = (layer as object).constructor.name;
-  throw failure(`lora, ${path}`, 'a dense layer or an embedding', name);
+  throw failure(`lora, ${path}`, 'a dense layer, an embedding or a convolution', name);
 }

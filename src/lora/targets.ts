@@ -1,11 +1,13 @@
-import { Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
+import { Convolution, Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
 import { type FullLoraConfig, regex } from './config.js';
-import { isWrapper, LoraEmbedding, LoraLinear } from './layer.js';
+import { isWrapper, type LoraConv, type LoraEmbedding } from './layer.js';
 import { inSaved } from './saved.js';
 
 /** A layer that LoRA can wrap, and where it hangs. */
-export interface Target<L extends Module = Dense | Embedding | LoraEmbedding> {
+export interface Target<
+  L extends Module = Dense | Embedding | Convolution | LoraEmbedding | LoraConv,
+> {
   readonly path: string;
   readonly layer: L;
   readonly parent: Module;
@@ -53,11 +55,15 @@ export function denseLayers(model: Module): Target<Dense>[] {
   return targetLayers(model).filter((t) => t.layer instanceof Dense) as Target<Dense>[];
 }
 
-/** Every layer that LoRA can stand on: the dense ones and the embeddings. */
+function isLayer(module: Module): module is Dense | Embedding | Convolution {
+  return module instanceof Dense || module instanceof Embedding || module instanceof Convolution;
+}
+
+/** Every layer that LoRA can stand on: the dense ones, embeddings and convolutions. */
 export function targetLayers(model: Module): Target[] {
   const out: Target[] = [];
   for (const { path, module, parent, name } of model.namedModules()) {
-    const fits = module instanceof Dense || module instanceof Embedding || isWrapper(module);
+    const fits = isLayer(module) || isWrapper(module);
     if (fits && parent && !(parent instanceof Dense) && !isWrapper(parent)) {
       out.push({ path, layer: module, parent, name });
     }
@@ -227,8 +233,9 @@ export function peftTargets(model: Module, choice: Choice): string[] | string {
 }
 
 /** The plain layer of a target, wrapped or not. */
-export function plainLayer({ layer }: Target): PlainDense | Embedding {
-  if (layer instanceof LoraLinear || layer instanceof LoraEmbedding) return layer.base;
+export function plainLayer({ layer }: Target): PlainDense | Embedding | Convolution {
+  if (isWrapper(layer)) return layer.base;
   if (layer instanceof Embedding || layer instanceof PlainDense) return layer;
+  if (layer instanceof Convolution) return layer;
   throw failure('lora', 'a layer with one weight', layer.constructor.name);
 }

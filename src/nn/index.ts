@@ -1,3 +1,4 @@
+export { Conv1d, Conv2d, Convolution } from './conv.js';
 export {
   Conv1D,
   Dense,

@@ -2,6 +2,7 @@ export { type GeluForm, gelu, silu, swiglu } from './activation.js';
 export { type AttentionOptions, attention } from './attention.js';
 export { broadcastTo, reshape, sum, sumTo } from './broadcast.js';
 export { cast } from './cast.js';
+export { type ConvOptions, conv1d, conv2d } from './conv.js';
 export { dropout } from './dropout.js';
 export {
   abs,

@@ -13,7 +13,7 @@ const MAGNITUDE = 'lora_magnitude_vector';
 /** Lengths of the rows of W + ΔW [out, in], as the weight is stored: [out]. */
 function rowLengths(site: Site, delta: Tensor): Tensor {
   const moved = add(cast(site.weight, 'f32'), delta);
-  return sqrt(sum(mul(moved, moved), [site.transposed ? 0 : 1]));
+  return sqrt(sum(mul(moved, moved), site.rowAxes));
 }
 
 /**
@@ -34,16 +34,17 @@ export class DoraBranch extends LoraBranch {
   /** m/n [out] with n = ‖W + s·B A‖ of each row. */
   #factor(): Tensor {
     const lengths = noGrad(() => scope(() => rowLengths(this.site, super.delta())));
-    return div(this.magnitude, lengths);
+    return div(reshape(this.magnitude, [-1]), lengths);
   }
 
   override change(x: Tensor, y: Tensor): Tensor {
     return scope(() => {
-      const { bias } = this.site;
+      const { site } = this;
+      const { bias } = site;
       const seen = this.seen(x);
       // With dropout the base's part of the branch sees it too, as in PEFT.
-      const base = seen !== x ? this.site.plain(seen) : bias ? sub(y, bias) : y;
-      const factor = this.#factor();
+      const base = seen !== x ? site.plain(seen) : bias ? sub(y, site.onOutput(bias)) : y;
+      const factor = site.onOutput(this.#factor());
       return add(mul(base, affine(factor, 1, -1)), mul(this.product(seen), factor));
     });
   }
@@ -54,9 +55,7 @@ export class DoraBranch extends LoraBranch {
       scope(() => {
         const weight = cast(site.weight, 'f32');
         const moved = add(weight, super.delta());
-        const factor = this.#factor();
-        const rows = reshape(factor, site.transposed ? [1, -1] : [-1, 1]);
-        return sub(mul(moved, rows), weight);
+        return sub(mul(moved, site.onWeight(this.#factor())), weight);
       }),
     );
   }
@@ -64,7 +63,7 @@ export class DoraBranch extends LoraBranch {
 
 function doraShapes(site: Site, config: FullLoraConfig): Map<string, Shape> {
   if (config.loraBias) throw failure('lora loraBias', 'the variant lora', 'dora');
-  return loraShapes(site, config).set(MAGNITUDE, [site.outFeatures]);
+  return loraShapes(site, config).set(MAGNITUDE, site.magnitudeShape);
 }
 
 export const dora: Variant = {
@@ -75,7 +74,9 @@ export const dora: Variant = {
     const held = startTensors(site, config, seed);
     // m begins as the length that the rows have, so that m/n is 1.
     const begun = new LoraBranch(site, held, scaling, 0);
-    const lengths = noGrad(() => scope(() => rowLengths(site, begun.delta())));
+    const lengths = noGrad(() =>
+      scope(() => reshape(rowLengths(site, begun.delta()), site.magnitudeShape)),
+    );
     lengths.storage.retag('trainable');
     held.set(MAGNITUDE, lengths.keep());
     return new DoraBranch(site, held, scaling, config.dropout);

@@ -1,5 +1,5 @@
 import { noGrad, scope } from '../../autograd/index.js';
-import { concat, linear, matmul, scale, slice } from '../../ops/index.js';
+import { concat, linear, scale, slice } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { failure } from '../../tensor/errors.js';
 import type { Shape } from '../../tensor/shape.js';
@@ -70,16 +70,7 @@ export class FusedBranch extends LoraBranch {
   }
 
   override delta(): Tensor {
-    const { transposed } = this.site;
-    return noGrad(() =>
-      scope(() => {
-        const wide = this.#wide();
-        const product = transposed
-          ? matmul(this.a, wide, { transA: true, transB: true })
-          : matmul(wide, this.a);
-        return scale(product, this.scaling);
-      }),
-    );
+    return noGrad(() => scope(() => scale(this.site.product(this.a, this.#wide()), this.scaling)));
   }
 
   override written(): ReadonlyMap<string, Tensor> {

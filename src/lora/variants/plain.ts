@@ -1,6 +1,6 @@
 import { noGrad, scope } from '../../autograd/index.js';
 import { trainingContext } from '../../nn/index.js';
-import { concat, dropout, linear, matmul, scale, sub } from '../../ops/index.js';
+import { concat, dropout, scale, sub } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { streamOf } from '../../tensor/random.js';
 import type { Shape } from '../../tensor/shape.js';
@@ -8,7 +8,7 @@ import type { Tensor } from '../../tensor/tensor.js';
 import { type BranchSource, TensorBranch, takeTensors, type Variant } from '../branch.js';
 import { type FullLoraConfig, settingsOf } from '../config.js';
 import { start, takesFromWeight } from '../init.js';
-import { branchShapes, type Site } from '../site.js';
+import type { Site } from '../site.js';
 
 const BIAS = 'lora_B.bias';
 
@@ -78,7 +78,7 @@ export class LoraBranch extends TensorBranch {
   protected product(seen: Tensor): Tensor {
     // The scale meets the r-wide product, not the wide one.
     const h = scale(this.site.down(seen, this.a), this.scaling);
-    return linear(h, this.b, this.c ? scale(this.c, this.scaling) : null);
+    return this.site.up(h, this.b, this.c ? scale(this.c, this.scaling) : null);
   }
 
   change(x: Tensor, _y: Tensor): Tensor {
@@ -86,17 +86,15 @@ export class LoraBranch extends TensorBranch {
     const seen = this.seen(x);
     if (!taken) return this.product(seen);
     return scope(() => {
-      const start = linear(scale(this.site.down(seen, taken.a), this.scaling), taken.b);
+      const h = scale(this.site.down(seen, taken.a), this.scaling);
+      const start = this.site.up(h, taken.b, null);
       return sub(this.product(seen), start);
     });
   }
 
   delta(): Tensor {
     const of = ({ a, b }: { readonly a: Tensor; readonly b: Tensor }) =>
-      scale(
-        this.site.transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a),
-        this.scaling,
-      );
+      scale(this.site.product(a, b), this.scaling);
     const { taken } = this;
     return noGrad(() => scope(() => (taken ? sub(of(this), of(taken)) : of(this))));
   }
@@ -130,7 +128,7 @@ export class LoraBranch extends TensorBranch {
 
 /** Shapes of A, B and the bias of B. */
 export function loraShapes(site: Site, config: FullLoraConfig): Map<string, Shape> {
-  const { a, b } = branchShapes(site, settingsOf(config, site.path).rank);
+  const { a, b } = site.shapes(settingsOf(config, site.path).rank);
   const shapes = new Map<string, Shape>([
     [site.names.a, a],
     [site.names.b, b],
@@ -147,7 +145,7 @@ export function startTensors(
 ): Map<string, Tensor> {
   const { rank, scaling } = settingsOf(config, site.path);
   const { a, b } = start(config.init, { site, rank, scaling, seed });
-  const shapes = branchShapes(site, rank);
+  const shapes = site.shapes(rank);
   const options = { backend: site.weight.backend, purpose: 'trainable' } as const;
   const own = (t: Float32Array | Tensor, shape: Shape) =>
     (t instanceof Float32Array ? tensor(t, shape, options) : t).keep();
