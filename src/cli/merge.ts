@@ -40,21 +40,24 @@ const EXAMPLES = [
 
 const SUMMARY = 'Merge adapters into the weights of their model.';
 
-const DETAILS = `Writes a plain Hugging Face directory that knows nothing of LoRA: W + Σ weight·ΔW, where ΔW is
-an adapter's update as it was trained (alpha / rank · B A). Sums are f32 and rounded once. The
-base's tokenizer, chat template, generation settings and other small files go along; weights,
-pickles, adapter files, hidden files and folders do not. The base is not changed and stays on disk:
-one tensor is made at a time (on the cpu backend; reference holds the model in memory).
-
---adapter may be given several times, each with a weight after a colon (default 1). A folder
-whose whole name holds a colon and a number is taken as it is. A module that an adapter holds
-whole (modules_to_save) replaces the base's: its adapter needs weight 1, and only one may hold it.
-
-Where an adapter changes the head of a model whose head is tied to its embeddings, or the
-embeddings, both are written and tie_word_embeddings becomes false. (PEFT's merge_and_unload adds
-the update of a tied head to the embeddings, too, which changes what the model reads.)
-
-A weight that becomes NaN or infinite is refused. Nothing is left behind then, and old files stay.`;
+const DETAILS = [
+  'Writes a plain Hugging Face directory that knows nothing of LoRA: W + Σ weight·ΔW, ' +
+    "where ΔW is an adapter's update as it was trained (alpha / rank · B A). Sums are f32 " +
+    "and rounded once. The base's tokenizer, chat template, generation settings and other " +
+    'small files go along; weights, pickles, adapter files, hidden files and folders do ' +
+    'not. The base is not changed and stays on disk: one tensor is made at a time (on the ' +
+    'cpu backend; reference holds the model in memory).',
+  '--adapter may be given several times, each with a weight after a colon (default 1). ' +
+    'A folder whose whole name holds a colon and a number is taken as it is. A module ' +
+    "that an adapter holds whole (modules_to_save) replaces the base's: its adapter needs " +
+    'weight 1, and only one may hold it.',
+  'Where an adapter changes the head of a model whose head is tied to its embeddings, ' +
+    "or the embeddings, both are written and tie_word_embeddings becomes false. (PEFT's " +
+    'merge_and_unload adds the update of a tied head to the embeddings, too, which ' +
+    'changes what the model reads.)',
+  'A weight that becomes NaN or infinite is refused. Nothing is left behind then, and ' +
+    'old files stay.',
+].join('\n\n');
 
 /** `lowrank merge`. */
 export function mergeCommand(): Command {
