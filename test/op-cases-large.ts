@@ -136,6 +136,11 @@ export const LARGE_CASES: readonly Case[] = [
     ignoreIndex: 3,
     labelSmoothing: 0.1,
   }),
+  large('headLoss', 'four chunks', [[131, 65], [1001, 65], ids([131], 1001)], {
+    factor: 0.5,
+    ignoreIndex: 3,
+    chunkRows: 37,
+  }),
   large('rmsNorm', 'rows', [[301, 259], [259]], { eps: 1e-6 }),
   large('layerNorm', 'rows', [[301, 259], [259], [259]], { eps: 1e-5 }),
   large('embedding', 'repeated', [[131, 65], ids([4003], 131)]),

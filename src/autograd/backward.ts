@@ -1,5 +1,6 @@
 import type { Backend } from '../tensor/backend.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { sameShape } from '../tensor/shape.js';
 import type { GraphNode } from '../tensor/tensor.js';
 import { Tensor } from '../tensor/tensor.js';
 import { checkGradient, LeafNode, type Meta, OpNode } from './graph.js';
@@ -55,8 +56,25 @@ function accumulate(leaf: LeafNode, grad: Tensor): void {
   leaf.grad = own;
 }
 
+/** The gradient that input `i` of a node has so far, if nothing else holds it. */
+function earlierOf(
+  { parents, inputs }: OpNode,
+  i: number,
+  pending: ReadonlyMap<GraphNode, Tensor>,
+): Tensor | null {
+  const parent = parents[i];
+  if (!parent || parents.indexOf(parent) !== parents.lastIndexOf(parent)) return null;
+  const found = parent instanceof LeafNode ? parent.grad : pending.get(parent);
+  if (!found || found.storage.refs > 1) return null;
+  return sameShape(found.shape, (inputs[i] as Meta).shape) ? found : null;
+}
+
 /** The gradients of one node's inputs, each held by nobody's scope. */
-function gradientsOf(node: OpNode, grad: Tensor): (Tensor | null)[] {
+function gradientsOf(
+  node: OpNode,
+  grad: Tensor,
+  pending: ReadonlyMap<GraphNode, Tensor>,
+): (Tensor | null)[] {
   const { spec } = node;
   const needs = node.parents.map((p) => p !== null);
   if (node.spent) node.saved('input 0'); // throws: walked before
@@ -67,6 +85,8 @@ function gradientsOf(node: OpNode, grad: Tensor): (Tensor | null)[] {
     needs,
     input: (i) => node.saved(`input ${i}`),
     output: (i) => node.saved(`output ${i}`),
+    kept: (i) => node.saved(`kept ${i}`),
+    earlier: (i) => earlierOf(node, i, pending),
   };
   return scope(() => {
     const made = (spec.backward as NonNullable<typeof spec.backward>)(ctx);
@@ -126,7 +146,7 @@ function walk(root: OpNode, start: Tensor): void {
       pending.delete(node);
       let grads: (Tensor | null)[];
       try {
-        grads = gradientsOf(node, grad);
+        grads = gradientsOf(node, grad, pending);
       } finally {
         grad.dispose();
       }
@@ -134,9 +154,12 @@ function walk(root: OpNode, start: Tensor): void {
       node.parents.forEach((parent, i) => {
         const g = grads[i];
         if (!parent || !g) return;
-        if (parent instanceof LeafNode) accumulate(parent, g);
-        else {
+        if (parent instanceof LeafNode) {
+          if (parent.grad === g) g.storage.version++;
+          else accumulate(parent, g);
+        } else {
           const earlier = pending.get(parent);
+          if (earlier === g) return;
           pending.set(parent, earlier ? add(earlier, g) : g);
         }
       });

@@ -31,14 +31,12 @@ export class LeafNode implements GraphNode {
   }
 }
 
-interface Saved {
-  readonly tensor: Tensor;
-  readonly version: number;
-}
+/** A tensor, or the node that can compute it again. */
+type Saved = { readonly tensor: Tensor; readonly version: number } | { readonly source: OpNode };
 
 /**
  * One recorded op. It holds the nodes of its inputs, and aliases of only those tensors that its
- * needed gradients read. Its id is the order of creation, which is a topological order.
+ * needed gradients read; of one that is cheap to compute again, only the way to it. Its id is the order of creation, which is a topological order.
  */
 export class OpNode implements GraphNode {
   readonly id = created++;
@@ -46,6 +44,9 @@ export class OpNode implements GraphNode {
   #refs = 1;
   #spent = false;
   readonly #saved = new Map<string, Saved>();
+  /** Computes output 0 again from saved inputs; null where it is not worth it, or not possible. */
+  remake: (() => Tensor) | null = null;
+  #remade: Tensor | null = null;
 
   constructor(
     readonly spec: OpSpec<unknown>,
@@ -58,6 +59,12 @@ export class OpNode implements GraphNode {
   }
 
   save(key: string, tensor: Tensor): void {
+    const { node } = tensor;
+    if (node instanceof OpNode && node !== this && node.remake) {
+      // A parent, which is walked after this node: what it saved is still there.
+      this.#saved.set(key, { source: node });
+      return;
+    }
     const alias = tensor.alias(tensor.shape, false);
     this.#saved.set(key, { tensor: alias, version: tensor.storage.version });
   }
@@ -75,6 +82,7 @@ export class OpNode implements GraphNode {
     }
     const held = this.#saved.get(key);
     if (!held) throw failure(`backward of ${name}`, `${key} among its reads`, 'one not declared');
+    if ('source' in held) return held.source.again();
     if (held.version !== held.tensor.storage.version) {
       throw failure(
         `backward of ${name}`,
@@ -83,6 +91,16 @@ export class OpNode implements GraphNode {
       );
     }
     return held.tensor;
+  }
+
+  /** Output 0, computed again at the first call; it lives until the walk has passed this node. */
+  again(): Tensor {
+    const made = this.#remade;
+    if (made) return made;
+    if (this.#spent) this.saved('input 0'); // throws: walked before
+    const again = (this.remake as () => Tensor)();
+    this.#remade = again.keep();
+    return again;
   }
 
   get spent(): boolean {
@@ -109,8 +127,10 @@ export class OpNode implements GraphNode {
   /** Frees the saved tensors; the node cannot be walked again. */
   freeSaved(): void {
     this.#spent = true;
-    for (const { tensor } of this.#saved.values()) tensor.dispose();
+    for (const held of this.#saved.values()) if ('tensor' in held) held.tensor.dispose();
     this.#saved.clear();
+    this.#remade?.dispose();
+    this.#remade = null;
   }
 }
 

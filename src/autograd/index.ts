@@ -7,6 +7,7 @@ export {
   definedOps,
   defineOp,
   detach,
+  type Forward,
   first,
   type Op,
   type OpSpec,

@@ -3,7 +3,8 @@ import { isFloat } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
 import { LeafNode, type Meta, OpNode } from './graph.js';
-import { gradEnabled } from './mode.js';
+import { gradEnabled, noGrad } from './mode.js';
+import { scope } from './scope.js';
 
 /** What a gradient may look at. */
 export interface BackwardContext<A> {
@@ -18,6 +19,20 @@ export interface BackwardContext<A> {
   input(i: number): Tensor;
   /** Output `i` as it was; it must be among the op's `reads`. */
   output(i: number): Tensor;
+  /** Tensor `i` of what the op's own `forward` kept. */
+  kept(i: number): Tensor;
+  /**
+   * An earlier gradient of input `i` that this op may add its own to, in place, and then answer as
+   * the gradient; null where there is none, or someone else holds it.
+   */
+  earlier(i: number): Tensor | null;
+}
+
+/** What an op answers that runs several kernels. */
+export interface Forward {
+  readonly output: Tensor;
+  /** What its gradients will read, in any order; see {@link BackwardContext.kept}. */
+  readonly kept?: readonly Tensor[];
 }
 
 /** Which tensors the needed gradients read. */
@@ -56,10 +71,21 @@ export interface OpSpec<A> {
   infer(inputs: readonly Meta[], attrs: A): readonly Meta[];
   /** The kernel's attributes; default none. */
   encode?(attrs: A, inputs: readonly Meta[]): readonly number[];
+  /**
+   * For ops that run several kernels in place of one of their name. It runs outside the graph and
+   * in a scope.
+   * @param needs which inputs' gradients will be asked for
+   */
+  forward?(inputs: readonly Tensor[], attrs: A, needs: readonly boolean[]): Forward;
   /** For ops that only look at the same elements in another shape. */
   view?(input: Tensor, attrs: A): Tensor;
   /** What the gradients that are needed read; default nothing. */
   reads?(needs: readonly boolean[], attrs: A): Reads;
+  /**
+   * Output 0 takes little to compute: where another op's gradient reads it, and this op's own
+   * gradient keeps the inputs of its size anyway, it is computed again instead of kept.
+   */
+  readonly cheap?: boolean;
   /** Gradients of the inputs; null where none is needed. Absent: not differentiable. */
   backward?(ctx: BackwardContext<A>): readonly (Tensor | null)[];
   /** The same result from basic ops: the fallback where a backend lacks the kernel, and the oracle. */
@@ -97,6 +123,7 @@ function record<A>(
   inputs: readonly Tensor[],
   outputs: readonly Tensor[],
   attrs: A,
+  own: readonly Tensor[],
 ): void {
   const needs = inputs.map((t) => t.node !== null);
   const output = outputs[0] as Tensor;
@@ -110,8 +137,30 @@ function record<A>(
     { shape: output.shape, dtype: output.dtype },
   );
   const reads = spec.reads?.(needs, attrs) ?? {};
-  for (const i of reads.inputs ?? []) node.save(`input ${i}`, inputs[i] as Tensor);
+  const large = inputs.flatMap((t, i) => (t.size >= output.size ? [i] : []));
+  const again = spec.cheap === true && large.every((i) => reads.inputs?.includes(i));
+  const kept = again ? inputs.keys() : (reads.inputs ?? []);
+  for (const i of kept) node.save(`input ${i}`, inputs[i] as Tensor);
   for (const i of reads.outputs ?? []) node.save(`output ${i}`, outputs[i] as Tensor);
+  own.forEach((t, i) => {
+    node.save(`kept ${i}`, t);
+  });
+  if (again) {
+    const { backend } = output;
+    const encoded = spec.encode?.(attrs, inputs);
+    const metas = [node.output];
+    const count = inputs.length;
+    node.remake = () => {
+      const from = Array.from({ length: count }, (_, i) => node.saved(`input ${i}`));
+      return runKernel(backend, spec.name, from, metas, encoded)[0] as Tensor;
+    };
+  } else if (spec.view) {
+    const source = node.parents[0];
+    const { shape } = node.output;
+    if (source instanceof OpNode && source.remake) {
+      node.remake = () => source.again().alias(shape);
+    }
+  }
   output.node = node;
 }
 
@@ -143,16 +192,23 @@ export function defineOp<A>(spec: OpSpec<A>): Op<A> {
   const apply = (inputs: readonly Tensor[], attrs: A): Tensor[] => {
     const backend = backendOf(spec.name, inputs);
     const metas = spec.infer(inputs, attrs);
+    const recording = gradEnabled() && inputs.some((t) => t.node !== null);
     let outputs: Tensor[];
-    if (spec.view) outputs = [spec.view(inputs[0] as Tensor, attrs)];
+    let kept: readonly Tensor[] = [];
+    if (spec.forward) {
+      const { forward } = spec;
+      const needs = inputs.map((t) => recording && t.node !== null);
+      const made = scope(() => noGrad(() => forward(inputs, attrs, needs)));
+      outputs = [made.output];
+      kept = made.kept ?? [];
+    } else if (spec.view) outputs = [spec.view(inputs[0] as Tensor, attrs)];
     else if (!backend.kernels.has(spec.name) && spec.composed) {
       return [spec.composed(inputs, attrs)];
     } else {
       outputs = runKernel(backend, spec.name, inputs, metas, spec.encode?.(attrs, inputs));
     }
-    if (gradEnabled() && inputs.some((t) => t.node !== null)) {
-      record(spec, inputs, outputs, attrs);
-    }
+    if (recording) record(spec, inputs, outputs, attrs, kept);
+    for (const t of kept) t.dispose();
     return outputs;
   };
   const op = Object.assign(apply, { spec });

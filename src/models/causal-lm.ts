@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { scope } from '../autograd/index.js';
-import { crossEntropy, embedding, reshape, scale } from '../ops/index.js';
+import { Embedding, Linear, type Module } from '../nn/index.js';
+import { crossEntropy, embedding, headLoss, reshape, scale } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
@@ -150,6 +151,8 @@ export abstract class CausalLM extends PretrainedModel {
   protected abstract body(input: BodyInput): Tensor;
   /** Logits [.., V] of hidden states [.., C]. */
   protected abstract head(hidden: Tensor): Tensor;
+  /** The weight [V, C] that the head multiplies by, where it does nothing else; else null. */
+  protected abstract headWeight(): Tensor | null;
   /** A cache for `batch` sequences of at most `positions` positions. */
   abstract makeCache(batch: number, positions: number): KvCache;
 
@@ -228,10 +231,12 @@ export abstract class CausalLM extends PretrainedModel {
     const { backend } = this;
     const loss = scope(() => {
       if (tokens === 0) return zeros([], { backend });
-      const logits = this.head(pickRows(this.hidden(batch), rows));
+      const picked = pickRows(this.hidden(batch), rows);
       const targets = tensor(labels, [tokens], { backend, dtype: 'i32' });
-      const sum = crossEntropy(logits, targets, { reduction: 'sum' });
-      return scale(sum, 1 / Math.max(1, denominator ?? tokens));
+      const factor = 1 / Math.max(1, denominator ?? tokens);
+      const weight = this.headWeight();
+      if (weight) return headLoss(picked, weight, targets, { factor });
+      return scale(crossEntropy(this.head(picked), targets, { reduction: 'sum' }), factor);
     });
     return { loss, tokens };
   }
@@ -286,6 +291,16 @@ async function* unhurried<T, R>(steps: Generator<T, R>): AsyncGenerator<T, R, un
     // Frees the cache where this one is left before its end.
     steps.return(undefined as R);
   }
+}
+
+/**
+ * The weight of a head that is a plain layer without a bias, or tied to a plain table; null where
+ * an adapter has a part in it.
+ * @param table of a tied head
+ */
+export function plainHead(head: Module | null, embedding: Module, table: Tensor): Tensor | null {
+  if (!head) return embedding.constructor === Embedding ? table : null;
+  return head instanceof Linear && head.constructor === Linear && !head.bias ? head.weight : null;
 }
 
 /** A causal model's labels [B, T] as they are given to `forward`. */

@@ -14,7 +14,7 @@ import type { Backend } from '../tensor/backend.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
 import { cachedAttention, layerDropout } from './attention.js';
-import { type BodyInput, CausalLM, KvCache } from './causal-lm.js';
+import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
 import { readConfig, refuseUnhandled } from './config.js';
 import { ScoreClassifier, type ScoreConfig } from './score.js';
 
@@ -267,6 +267,10 @@ export class Gpt2LMHeadModel extends CausalLM {
     return this.lm_head
       ? this.lm_head.forward(hidden)
       : this.transformer.wte.unembed(hidden, this.#table);
+  }
+
+  protected headWeight(): Tensor | null {
+    return plainHead(this.lm_head, this.transformer.wte, this.#table);
   }
 
   makeCache(batch: number, positions: number): KvCache {

@@ -13,7 +13,7 @@ import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { cachedAttention } from './attention.js';
-import { type BodyInput, CausalLM, KvCache } from './causal-lm.js';
+import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
 import { isSilu, type LlamaConfig } from './llama-config.js';
 import { ScoreClassifier, type ScoreConfig } from './score.js';
 
@@ -233,6 +233,10 @@ export class LlamaForCausalLM extends CausalLM {
     return this.lm_head
       ? this.lm_head.forward(hidden)
       : this.model.embed_tokens.unembed(hidden, this.#table);
+  }
+
+  protected headWeight(): Tensor | null {
+    return plainHead(this.lm_head, this.model.embed_tokens, this.#table);
   }
 
   makeCache(batch: number, positions: number): KvCache {

@@ -14,6 +14,7 @@ const labels = ['odd', 'one', 'empty'] as const;
 
 const siluOp = defineOp<void>({
   name: 'silu',
+  cheap: true,
   infer: asInput,
   reads: () => ({ inputs: [0] }),
   // y = x·σ(x): dx = dy·σ(x)·(1 + x·(1 − σ(x)))
@@ -42,6 +43,7 @@ export type GeluForm = 'none' | 'tanh';
 
 const geluOp = defineOp<{ form: GeluForm }>({
   name: 'gelu',
+  cheap: true,
   infer: asInput,
   encode: ({ form }) => [form === 'tanh' ? 1 : 0],
   reads: () => ({ inputs: [0] }),
@@ -70,6 +72,7 @@ export function gelu(x: Tensor, form: GeluForm = 'none'): Tensor {
 
 const swigluOp = defineOp<void>({
   name: 'swiglu',
+  cheap: true,
   infer: ([gate, up]) => {
     const g = gate as Meta;
     const u = up as Meta;

@@ -24,6 +24,7 @@ export {
   tanh,
 } from './elementwise.js';
 export { embedding } from './embedding.js';
+export { type HeadLossOptions, headLoss } from './head-loss.js';
 export { writeInto } from './inplace.js';
 export { linear, type MatmulOptions, matmul } from './matmul.js';
 export { layerNorm, rmsNorm } from './norm.js';

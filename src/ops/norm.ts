@@ -25,6 +25,7 @@ function inferNorm(name: string) {
 
 const rmsNormOp = defineOp<NormAttrs>({
   name: 'rmsNorm',
+  cheap: true,
   infer: inferNorm('rmsNorm'),
   encode: ({ eps }) => [eps],
   reads: (needs) => ({ inputs: needs[0] ? [0, 1] : [0] }),
@@ -79,6 +80,7 @@ export function rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor {
 
 const layerNormOp = defineOp<NormAttrs>({
   name: 'layerNorm',
+  cheap: true,
   infer: inferNorm('layerNorm'),
   encode: ({ eps }) => [eps],
   reads: (needs) => ({ inputs: needs[0] ? [0, 1] : needs[1] ? [0] : [] }),
