@@ -1,0 +1,224 @@
+import { cpus } from 'node:os';
+import { backward, clearGradient, noGrad, scope, setTrainable } from '../src/autograd/index.js';
+import { fullConfig, LoraAdapters, LoraLinear } from '../src/lora/index.js';
+import { VARIANTS } from '../src/lora/variants/index.js';
+import { Linear, Module } from '../src/nn/index.js';
+import { writeInto } from '../src/ops/index.js';
+import { tensor } from '../src/tensor/create.js';
+import type { DType } from '../src/tensor/dtype.js';
+import { Tensor } from '../src/tensor/tensor.js';
+import { type Added, alternate, type Turns } from './alternate.js';
+import { native, type Result } from './support.js';
+
+const WIDTHS = [768, 2048, 4096];
+const ROWS = [1, 64, 512];
+const RANKS = [1, 4, 8, 16, 64];
+const THREADS = cpus().length;
+
+/** Small numbers that are not all alike; their values do not matter to the time. */
+function filled(shape: readonly number[], dtype: DType = 'f32'): Tensor {
+  const size = shape.reduce((n, d) => n * d, 1);
+  const values = new Float32Array(size);
+  for (let i = 0; i < size; i++) values[i] = (((i * 7919) % 1021) - 510) / 10000;
+  return tensor(values, shape, { backend: native(), dtype });
+}
+
+/** A square layer with an adapter of each rank, by a name; B is not zero. */
+function layerOf(
+  width: number,
+  ranks: ReadonlyMap<string, number>,
+  dtype: DType = 'f32',
+): LoraLinear {
+  const layer = new LoraLinear(new Linear(filled([width, width], dtype)), 'l');
+  for (const [name, rank] of ranks) {
+    const config = fullConfig({ rank, targetModules: ['l'] });
+    layer.branches.set(
+      name,
+      VARIANTS.lora.from(layer.site, config, (_, shape) => filled(shape)),
+    );
+  }
+  return layer;
+}
+
+const percent = (share: number) => `${Number((100 * share).toPrecision(2))} %`;
+
+/** The bare layer, and the layer with an adapter of each rank, in turns. */
+function turnsOf(
+  layer: LoraLinear,
+  ranks: readonly number[],
+  step: () => void,
+  time?: number,
+): Turns {
+  const tasks = new Map<string, () => void>();
+  const active = (names: readonly string[], fn: () => void) => () => {
+    layer.active = names;
+    fn();
+  };
+  tasks.set('bare', active([], step));
+  for (const rank of ranks) tasks.set(`r = ${rank}`, active([String(rank)], step));
+  return alternate(tasks, THREADS, time);
+}
+
+/** Forward of a layer, and forward with backward, on one input. */
+function stepsOf(layer: LoraLinear, rows: number) {
+  const x = setTrainable(filled([rows, layer.inFeatures]), true);
+  const dy = filled([rows, layer.outFeatures]);
+  for (const branch of layer.branches.values()) branch.setTrainable(true);
+  const trained = [x, ...[...layer.branches.values()].flatMap((b) => [...b.tensors().values()])];
+  return {
+    forward: () => noGrad(() => scope(() => void layer.forward(x))),
+    both: () => {
+      scope(() => backward(layer.forward(x), dy));
+      for (const t of trained) clearGradient(t);
+    },
+    dispose() {
+      for (const t of [x, dy]) t.dispose();
+    },
+  };
+}
+
+/**
+ * What LoRA's calls cost beside any arithmetic, in milliseconds: what an adapter of rank 1 adds to
+ * a layer of 8 × 8.
+ */
+function fixedCosts(): { forward: number; both: number } {
+  const layer = layerOf(8, new Map([['1', 1]]));
+  const steps = stepsOf(layer, 1);
+  const cost = (step: () => void) => turnsOf(layer, [1], step, 1500).added('r = 1', 'bare').median;
+  const costs = { forward: cost(steps.forward), both: cost(steps.both) };
+  layer.dispose();
+  steps.dispose();
+  return costs;
+}
+
+/** The time added over the bare layer's share of it, and over that and the calls' fixed cost. */
+function addedNote(
+  { median, error }: Added,
+  { bare, share, calls }: { bare: number; share: number; calls: number },
+): string {
+  const part = (ms: number) => percent(ms / bare);
+  const times = (ms: number) => (ms / (share * bare)).toFixed(2);
+  const adds = `adds ${part(median)} ± ${part(error)} to a share of ${percent(share)}`;
+  if (median < 2 * error) return `${adds}: within the noise`;
+  return `${adds}: ${times(median)} ×, beyond the calls ${times(Math.max(0, median - calls))} ×`;
+}
+
+/**
+ * LoRA's forward and backward beside the bare layer's. Its arithmetic's share: 4·n·d·r operations
+ * to the 2·n·d² of forward; with the bare layer's dx (2·n·d² more) LoRA's dx, dA and dB add
+ * 8·n·d·r, so that both have 12·n·d·r to 4·n·d².
+ */
+function layers(width: number, fixed: ReturnType<typeof fixedCosts>): Result[] {
+  const layer = layerOf(width, new Map(RANKS.map((r) => [String(r), r])));
+  const out: Result[] = [];
+  for (const rows of ROWS) {
+    const steps = stepsOf(layer, rows);
+    for (const what of ['forward', 'both'] as const) {
+      const turns = turnsOf(layer, RANKS, steps[what]);
+      const title = what === 'both' ? 'forward + backward' : 'forward';
+      const bare = turns.results.get('bare') as Result;
+      const flops = (what === 'both' ? 4 : 2) * rows * width * width;
+      const gflops = flops / bare.milliseconds / 1e6;
+      out.push({ ...bare, name: `${title}, ${rows} × ${width}, bare`, gflops });
+      for (const rank of RANKS) {
+        const result = turns.results.get(`r = ${rank}`) as Result;
+        const share = ((what === 'both' ? 3 : 2) * rank) / width;
+        const added = turns.added(`r = ${rank}`, 'bare');
+        const note = addedNote(added, { bare: bare.milliseconds, share, calls: fixed[what] });
+        out.push({ ...result, name: `${title}, ${rows} × ${width}, r = ${rank}`, note });
+      }
+    }
+    steps.dispose();
+  }
+  layer.dispose();
+  return out;
+}
+
+/** 32 rows with an adapter each, beside the same rows with one, as a mixed batch and as usual. */
+function mixed(width: number): Result[] {
+  const names = Array.from({ length: 32 }, (_, i) => String(i));
+  const layer = layerOf(width, new Map(names.map((n) => [n, 8])));
+  const x = filled([32, width]);
+  const as = (rows: readonly string[] | null, active: readonly string[]) => () => {
+    layer.rows = rows;
+    layer.active = active;
+    noGrad(() => scope(() => void layer.forward(x)));
+  };
+  const tasks = new Map([
+    ['one adapter', as(null, ['0'])],
+    ['mixed, 1 adapter', as(Array(32).fill('0'), [])],
+    ['mixed, 32 adapters', as(names, [])],
+  ]);
+  const turns = alternate(tasks, THREADS);
+  layer.dispose();
+  x.dispose();
+  const one = turns.results.get('one adapter') as Result;
+  return [...turns.results.values()].map((r) => ({
+    ...r,
+    name: `32 rows × ${width}, r = 8, ${r.name}`,
+    note: `${(1 + turns.added(r.name, 'one adapter').median / one.milliseconds).toFixed(2)} × one adapter`,
+  }));
+}
+
+/** A model of many small layers. */
+class Stack extends Module {
+  constructor(readonly layers: Linear[]) {
+    super();
+  }
+}
+
+/** Switching the active adapter of a model as large as Llama 1B: 7 layers in each of 16 blocks. */
+function switching(): Result {
+  const model = new Stack(Array.from({ length: 112 }, () => new Linear(filled([8, 8]))));
+  const adapters = new LoraAdapters(model);
+  for (const name of ['a', 'b']) adapters.add(name, { targetModules: ['all-linear'], rank: 2 }, 1);
+  let i = 0;
+  const task = () => void adapters.setActive(i++ % 2 === 0 ? 'a' : 'b');
+  const { results } = alternate(new Map([['switch', task]]), THREADS);
+  adapters.dispose();
+  model.dispose();
+  const result = results.get('switch') as Result;
+  return { ...result, name: 'switch the active adapter, 112 layers' };
+}
+
+/** W + s·B A of one layer beside a copy of W by the same threads: each reads and writes W once. */
+function merging(dtype: DType): Result[] {
+  const width = 4096;
+  const layer = layerOf(width, new Map([['0', 8]]), dtype);
+  const { weight } = layer.base;
+  const to = Tensor.empty(native(), weight.shape, dtype, 'workspace').keep();
+  const tasks = new Map([
+    ['copy', () => writeInto(to, weight, [0, 0])],
+    ['merge', () => layer.merged(['0']).dispose()],
+  ]);
+  const { results } = alternate(tasks, THREADS, 3000);
+  layer.dispose();
+  to.dispose();
+  const bytes = 2 * width * width * (dtype === 'f32' ? 4 : 2);
+  const rate = (name: string) => bytes / (results.get(name) as Result).milliseconds / 1e6;
+  return [...results].map(([name, result]) => ({
+    ...result,
+    name: `${name} ${width} × ${width} ${dtype}${name === 'merge' ? ', r = 8' : ''}`,
+    note:
+      `${rate(name).toFixed(1)} GB/s of W read and written once` +
+      (name === 'merge' ? `, ${percent(rate('merge') / rate('copy'))} of the copy` : ''),
+  }));
+}
+
+/** LoRA beside the bare layer, mixed batches, switching and merging; all on every core. */
+export async function run(): Promise<Result[]> {
+  const fixed = fixedCosts();
+  const calls = (what: keyof typeof fixed, name: string): Result => ({
+    ...{ name: `LoRA's calls alone, ${name}`, threads: THREADS },
+    ...{ milliseconds: fixed[what], runs: 0, note: 'added to a layer of 8 × 8 by r = 1' },
+  });
+  return [
+    calls('forward', 'forward'),
+    calls('both', 'forward + backward'),
+    ...WIDTHS.flatMap((width) => layers(width, fixed)),
+    ...WIDTHS.flatMap((width) => mixed(width)),
+    switching(),
+    ...merging('f32'),
+    ...merging('bf16'),
+  ];
+}
