@@ -77,7 +77,10 @@ export function tokenizerJson(type: EncoderType): Record<string, unknown> {
     post_processor:
       type === 'bert'
         ? { type: 'BertProcessing', cls: ['[CLS]', 2], sep: ['[SEP]', 3] }
-        : { type: 'RobertaProcessing', cls: ['<s>', 0], sep: ['</s>', 2], trim_offsets: true },
+        : {
+            type: 'RobertaProcessing',
+            ...{ cls: ['<s>', 0], sep: ['</s>', 2], trim_offsets: true, add_prefix_space: false },
+          },
     decoder: null,
     model: { type: 'WordLevel', vocab, unk_token: unk },
   };
