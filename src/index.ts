@@ -74,6 +74,7 @@ export {
   LoraAdapters,
   LoraBranch,
   type LoraConfig,
+  LoraConv,
   LoraEmbedding,
   type LoraInit,
   LoraLinear,
@@ -178,6 +179,8 @@ export {
 // Modules.
 export {
   Conv1D,
+  Conv1d,
+  Conv2d,
   Dense,
   Embedding,
   LayerNorm,

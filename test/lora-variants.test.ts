@@ -2,6 +2,7 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
+import { writtenConfig } from '../src/lora/config.js';
 import {
   DoraBranch,
   type FusedBranch,
@@ -22,6 +23,7 @@ import { AdamW, loraPlusGroups } from '../src/optim/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
 import { normal } from '../src/tensor/random.js';
+import { numel } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend, reference } from './backends.js';
 import { withFolder } from './support/temp.js';
@@ -555,6 +557,32 @@ onEachBackend(
     });
   },
 );
+
+test('parts of GPT-2’s c_attn, as PEFT can say them', () => {
+  const sizes = { n_embd: 8, n_head: 2, n_layer: 1, n_positions: 8, vocab_size: 11 };
+  using model = buildCausalLM({ model_type: 'gpt2', ...sizes }, (name, shape) =>
+    tensor(normal({ seed: 1, stream: name.length }, numel(shape)), shape, { backend: reference }),
+  );
+  using adapters = new LoraAdapters(model);
+  const enableLora = { 'attn.c_attn': [true, false, true] };
+  adapters.add('a', { targetModules: ['qv'], rank: 2, alpha: 2, enableLora }, 1);
+  assert.equal(
+    [...adapters.tensors('a').values()].map((t) => t.shape),
+    [
+      [4, 8],
+      [16, 2],
+    ],
+  );
+  withFolder((dir) => {
+    saveAdapter(adapters, 'a', dir);
+    loadAdapter(adapters, 'b', dir);
+    assert.equal(snapshot(adapters.tensors('b')), snapshot(adapters.tensors('a')));
+  });
+  // PEFT's way to say so: rank 4 with alpha 4.
+  const path = 'transformer.h.0.attn.c_attn';
+  assert.equal(writtenConfig(adapters.config('a'), [path]).rankPattern, { [path]: 4 });
+  assert.equal(writtenConfig(adapters.config('a'), [path]).alphaPattern, { [path]: 4 });
+});
 
 test('"norm" is the module of that name, not every name that ends so', () => {
   using model = tinyModel(TINY, reference);

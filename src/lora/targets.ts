@@ -45,7 +45,8 @@ export const PRESETS: Readonly<Record<string, readonly (readonly string[])[]>> =
   qv: [
     ['q_proj', 'v_proj'],
     ['query', 'value'],
-    // GPT-2's query, key and value are one layer: it is adapted whole, as PEFT does by default.
+    // GPT-2's query, key and value are one layer: it is adapted whole, as PEFT does by default;
+    // `enableLora` takes parts of it.
     ['attn.c_attn'],
   ],
 };
