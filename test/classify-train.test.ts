@@ -278,6 +278,7 @@ test('what cannot be done says so', async () => {
 
 test('pretraining gives up when ten steps in a row are not finite', async () => {
   writeTokenFile(at('ids.bin'), [Int32Array.from({ length: 400 }, (_, i) => (i * 7) % 50)]);
+  const { handles } = getBackend('auto').memory();
   let error = '';
   let steps = 0;
   try {
@@ -293,6 +294,7 @@ test('pretraining gives up when ten steps in a row are not finite', async () => 
   }
   assert.match(error, /none in 10 steps in a row .* Nothing was saved yet\. Try a smaller lr/);
   assert.ok(steps >= 10 && steps < 20, `${steps}`);
+  assert.is(getBackend('auto').memory().handles, handles, 'all is freed');
 });
 
 test.run();

@@ -90,9 +90,23 @@ const EVAL_WINDOWS = 48;
  * @throws when a setting is out of range, or ten steps in a row have no finite loss or gradients
  */
 export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEvent | EvalEvent> {
+  const ends: (() => void)[] = [];
+  try {
+    yield* run(options, (end) => ends.push(end));
+  } finally {
+    for (const end of ends.reverse()) end();
+  }
+}
+
+/** @param atEnd is told how to free what the run holds */
+async function* run(
+  options: PretrainOptions,
+  atEnd: (end: () => void) => void,
+): AsyncGenerator<StepEvent | EvalEvent> {
   const { config, backend, seed, seqLength, batchSize, steps, accumulation, out } = options;
   const layers = Number(config.num_hidden_layers);
   const model = buildCausalLM(config, randomParameters(seed, layers, backend));
+  atEnd(() => model.dispose());
   if (seqLength > model.maxPositions) {
     throw failure('seqLength', `at most ${model.maxPositions}`, String(seqLength));
   }
@@ -101,17 +115,21 @@ export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEv
     lr: options.lr,
     betas: [0.9, 0.95],
   });
-  const file = TokenFile.open(options.trainFile, seqLength - 1);
-  const heldOut = new Map(
-    [...options.heldOut].map(([name, path]) => [name, TokenFile.open(path, seqLength - 1)]),
-  );
+  atEnd(() => optimizer.dispose());
+  const open = (path: string) => {
+    const opened = TokenFile.open(path, seqLength - 1);
+    atEnd(() => opened.close());
+    return opened;
+  };
+  const file = open(options.trainFile);
+  const heldOut = new Map([...options.heldOut].map(([name, path]) => [name, open(path)]));
   const sampler = new BatchSampler(file.windows, { batchSize, seed, dropLast: true });
   const { lr, warmupSteps, weightDecay } = options;
   const settings = { config, steps, batchSize, accumulation, seqLength, lr, warmupSteps };
   const state = join(out, 'state');
-  const run = { ...settings, weightDecay, seed, tokens: file.count };
+  const same = { ...settings, weightDecay, seed, tokens: file.count };
   mkdirSync(out, { recursive: true });
-  if (hasTrainingState(state)) loadTrainingState(state, parameters, optimizer, run);
+  if (hasTrainingState(state)) loadTrainingState(state, parameters, optimizer, same);
   const source = {
     batch: (step: number, micro: number) => windows(file, sampler.at(step * accumulation + micro)),
   };
@@ -132,7 +150,7 @@ export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEv
     yield event;
     watch.check(event, kept);
     if (event.step % options.evalEvery === 0 || event.step === steps) {
-      saveTrainingState(state, parameters, optimizer, run);
+      saveTrainingState(state, parameters, optimizer, same);
       const limit = event.step === steps ? Number.POSITIVE_INFINITY : EVAL_WINDOWS;
       yield {
         type: 'eval',
@@ -141,7 +159,7 @@ export async function* pretrain(options: PretrainOptions): AsyncGenerator<StepEv
       };
     }
   }
-  if (optimizer.step < steps) saveTrainingState(state, parameters, optimizer, run);
+  if (optimizer.step < steps) saveTrainingState(state, parameters, optimizer, same);
   else {
     const { tokenizerDir } = options;
     saveModel(out, { tensors: parameters, config, tokenizerDir, dtype: 'bf16' });
