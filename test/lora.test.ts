@@ -322,7 +322,7 @@ test('use after dispose names the op and the way out', () => {
   b.dispose();
   assert.throws(
     () => noGrad(() => scope(() => model.logits(BATCH))),
-    /\[linear\] expected a live tensor.*disposed/,
+    /\[addLowRank\] expected a live tensor.*disposed/,
   );
   model.dispose();
   adapters.dispose();

@@ -85,11 +85,28 @@ export const LARGE_CASES: readonly Case[] = [
     ],
     plain,
   ),
-  large('linear', 'one row', [[1, 515], [259, 515], [259]]),
-  large('linear', 'rows', [
-    [3, 43, 131],
-    [97, 131],
-  ]),
+  large('linear', 'one row', [[1, 515], [259, 515], [259]], { transposed: false }),
+  large(
+    'linear',
+    'rows',
+    [
+      [3, 43, 131],
+      [97, 131],
+    ],
+    { transposed: false },
+  ),
+  large('linear', 'transposed', [[3, 43, 131], [131, 97], [97]], { transposed: true }),
+  large(
+    'addLowRank',
+    'rank 5',
+    [
+      [3, 43, 97],
+      [3, 43, 131],
+      [5, 131],
+      [97, 5],
+    ],
+    { scale: 2, own: true },
+  ),
   large(
     'attention',
     'causal',

@@ -23,6 +23,11 @@ export interface Branch {
    * @returns of y's shape; null for nothing
    */
   change(x: Tensor, y: Tensor): Tensor | null;
+  /**
+   * The same added to a sum, where that takes less than computing it apart; null where it does not.
+   * @param own whether the sum's memory may become the result's
+   */
+  addTo?(sum: Tensor, x: Tensor, own: boolean): Tensor | null;
   /** What is added to the layer's weight, f32, as the weight is stored. */
   delta(): Tensor;
   /** Whether it adds to the layer's bias. */

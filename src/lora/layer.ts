@@ -38,9 +38,12 @@ export interface Wrapper extends Module {
 function withBranches({ branches, active, rows, site }: Wrapper, x: Tensor, y: Tensor): Tensor {
   if (rows) return mixedSum(site.path, branches, rows, x, y);
   let sum = y;
-  for (const name of active) {
-    const change = branches.get(name)?.change(x, y);
-    if (change) sum = add(sum, change);
+  for (const [i, name] of active.entries()) {
+    const branch = branches.get(name);
+    // The base's output stays what it is while a branch is still to see it.
+    const added = branch?.addTo?.(sum, x, sum !== y || i === active.length - 1);
+    const change = added ? null : branch?.change(x, y);
+    sum = added ?? (change ? add(sum, change) : sum);
   }
   return sum;
 }

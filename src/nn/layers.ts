@@ -1,4 +1,4 @@
-import { add, embedding, layerNorm, linear, matmul, reshape, rmsNorm } from '../ops/index.js';
+import { embedding, layerNorm, linear, rmsNorm } from '../ops/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -107,9 +107,7 @@ export class Conv1D extends PlainDense {
   }
 
   forward(x: Tensor): Tensor {
-    // One product over all rows instead of a batch of products.
-    const y = matmul(reshape(x, [-1, this.inFeatures]), this.weight);
-    return reshape(this.bias ? add(y, this.bias) : y, [...x.shape.slice(0, -1), this.outFeatures]);
+    return linear(x, this.weight, this.bias, { transposed: true });
   }
 
   withWeights(weight: Tensor, bias: Tensor | null): Conv1D {

@@ -26,7 +26,8 @@ export {
 export { embedding } from './embedding.js';
 export { type HeadLossOptions, headLoss } from './head-loss.js';
 export { writeInto } from './inplace.js';
-export { linear, type MatmulOptions, matmul } from './matmul.js';
+export { addLowRank, type LowRankOptions } from './lora.js';
+export { type LinearOptions, linear, type MatmulOptions, matmul } from './matmul.js';
 export { layerNorm, rmsNorm } from './norm.js';
 export { argmax, max, mean } from './reduce.js';
 export { rope } from './rope.js';

@@ -1,6 +1,6 @@
 import { noGrad, scope } from '../../autograd/index.js';
 import { trainingContext } from '../../nn/index.js';
-import { concat, dropout, scale, sub } from '../../ops/index.js';
+import { addLowRank, concat, dropout, scale, sub } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { streamOf } from '../../tensor/random.js';
 import type { Shape } from '../../tensor/shape.js';
@@ -90,6 +90,12 @@ export class LoraBranch extends TensorBranch {
       const start = this.site.up(h, taken.b, null);
       return sub(this.product(seen), start);
     });
+  }
+
+  addTo(sum: Tensor, x: Tensor, own: boolean): Tensor | null {
+    const more = this.taken || this.c || this.constructor !== LoraBranch;
+    if (more || this.site.kind !== 'dense') return null;
+    return addLowRank(sum, this.seen(x), this.a, this.b, { scale: this.scaling, own });
   }
 
   delta(): Tensor {
