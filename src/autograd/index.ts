@@ -1,4 +1,5 @@
 export { backward } from './backward.js';
+export { checkpoint } from './checkpoint.js';
 export type { Meta } from './graph.js';
 export { gradEnabled, noGrad } from './mode.js';
 export {

@@ -7,8 +7,17 @@ export function gradEnabled(): boolean {
 
 /** Runs `fn` without recording: its results are constants. */
 export function noGrad<T>(fn: () => T): T {
+  return recording(false, fn);
+}
+
+/** Runs `fn` with recording, as outside every {@link noGrad}. */
+export function withGrad<T>(fn: () => T): T {
+  return recording(true, fn);
+}
+
+function recording<T>(on: boolean, fn: () => T): T {
   const before = enabled;
-  enabled = false;
+  enabled = on;
   try {
     return fn();
   } finally {

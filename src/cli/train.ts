@@ -107,6 +107,10 @@ export function trainCommand(): Command {
       'clip gradients to this norm, 0: never (default: 1)',
       notNegative,
     )
+    .option(
+      '--gradient-checkpointing',
+      'keep only each block’s input for backward: less memory for about a third more time',
+    )
     .option('--seed <n>', 'start, order and dropout follow from it (default: 0)', wholeNumber(0))
     .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
     .option('--threads <n>', 'worker threads; results do not depend on it', wholeNumber(1))

@@ -15,6 +15,7 @@ import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
 import { layerDropout, modelAttention } from './attention.js';
+import { blockPass } from './block-pass.js';
 import {
   firstTokens,
   type ProblemType,
@@ -266,8 +267,8 @@ class Layer extends Module {
 
   forward(x: Tensor, mask: Tensor | null): Tensor {
     return scope(() => {
-      const h = this.attention.forward(x, mask);
-      const inner = this.config.activation(this.intermediate.dense.forward(h));
+      const h = scope(() => this.attention.forward(x, mask));
+      const inner = scope(() => this.config.activation(this.intermediate.dense.forward(h)));
       return this.output.forward(inner, h);
     });
   }
@@ -302,7 +303,10 @@ class Body extends Module {
   /** [B, C], of the first token. */
   forward(pass: Pass): Tensor {
     let x = this.embeddings.forward(pass);
-    for (const layer of this.encoder.layer) x = layer.forward(x, pass.mask);
+    const shared = { mask: pass.mask };
+    for (const layer of this.encoder.layer) {
+      x = blockPass(x, shared, (h, { mask }) => layer.forward(h, mask));
+    }
     const firsts = firstTokens(x);
     return this.pooler ? tanh(this.pooler.dense.forward(firsts)) : firsts;
   }

@@ -14,6 +14,7 @@ import type { Backend } from '../tensor/backend.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
 import { cachedAttention, layerDropout } from './attention.js';
+import { blockPass } from './block-pass.js';
 import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
 import { readConfig, refuseUnhandled } from './config.js';
 import { ScoreClassifier, type ScoreConfig } from './score.js';
@@ -141,6 +142,7 @@ class Attention extends Module {
     const [q, k, v] = [0, 1, 2].map((i) =>
       reshape(slice(fused, 2, i * C, (i + 1) * C), [B, T, H, C / H]),
     ) as [Tensor, Tensor, Tensor];
+    fused.dispose();
     const y = cachedAttention(q, k, v, cache, this.layer, {
       causal: true,
       scale: this.config.scales[this.layer] as number,
@@ -171,7 +173,8 @@ class Mlp extends Module {
   /** x [B, T, C] → [B, T, C] */
   forward(x: Tensor): Tensor {
     const { activation, residualDropout } = this.config;
-    const y = this.c_proj.forward(activation(this.c_fc.forward(x)));
+    const inner = scope(() => activation(this.c_fc.forward(x)));
+    const y = this.c_proj.forward(inner);
     return layerDropout(y, residualDropout, `${this.name}.dropout`);
   }
 }
@@ -192,8 +195,9 @@ class Block extends Module {
 
   forward(x: Tensor, input: BodyInput): Tensor {
     return scope(() => {
-      const h = add(x, this.attn.forward(this.ln_1.forward(x), input));
-      return add(h, this.mlp.forward(this.ln_2.forward(h)));
+      // Scopes of their own: what one half computes on the way is gone before the other begins.
+      const h = scope(() => add(x, this.attn.forward(this.ln_1.forward(x), input)));
+      return scope(() => add(h, this.mlp.forward(this.ln_2.forward(h))));
     });
   }
 }
@@ -222,7 +226,7 @@ class Transformer extends Module {
   forward(input: BodyInput): Tensor {
     const sum = add(this.wte.forward(input.ids), this.wpe.forward(input.positions));
     let x = layerDropout(sum, this.config.embeddingDropout, 'transformer.drop');
-    for (const block of this.h) x = block.forward(x, input);
+    for (const block of this.h) x = blockPass(x, input, (h, pass) => block.forward(h, pass));
     return this.ln_f.forward(x);
   }
 }

@@ -13,6 +13,7 @@ import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { cachedAttention } from './attention.js';
+import { blockPass } from './block-pass.js';
 import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
 import { isSilu, type LlamaConfig } from './llama-config.js';
 import { ScoreClassifier, type ScoreConfig } from './score.js';
@@ -93,10 +94,11 @@ class Mlp extends Module {
   /** x [B, T, C] → [B, T, C] */
   forward(x: Tensor): Tensor {
     const { activation } = this.config;
-    const [gate, up] = [this.gate_proj.forward(x), this.up_proj.forward(x)];
-    return this.down_proj.forward(
-      isSilu(activation) ? swiglu(gate, up) : mul(activation(gate), up),
-    );
+    const inner = scope(() => {
+      const [gate, up] = [this.gate_proj.forward(x), this.up_proj.forward(x)];
+      return isSilu(activation) ? swiglu(gate, up) : mul(activation(gate), up);
+    });
+    return this.down_proj.forward(inner);
   }
 }
 
@@ -118,8 +120,9 @@ class Layer extends Module {
 
   forward(x: Tensor, pass: Pass): Tensor {
     return scope(() => {
-      const h = add(x, this.self_attn.forward(this.input_layernorm.forward(x), pass));
-      return add(h, this.mlp.forward(this.post_attention_layernorm.forward(h)));
+      // Scopes of their own: what one half computes on the way is gone before the other begins.
+      const h = scope(() => add(x, this.self_attn.forward(this.input_layernorm.forward(x), pass)));
+      return scope(() => add(h, this.mlp.forward(this.post_attention_layernorm.forward(h))));
     });
   }
 }
@@ -173,7 +176,8 @@ class Body extends Module {
     const long = input.longest > this.config.rope.fixedUpTo;
     const invFreq = long ? this.#angles(input.longest) : (this.#invFreq as Tensor);
     let x = this.embed_tokens.forward(input.ids);
-    for (const layer of this.layers) x = layer.forward(x, { ...input, invFreq });
+    const shared = { ...input, invFreq };
+    for (const layer of this.layers) x = blockPass(x, shared, (h, pass) => layer.forward(h, pass));
     return this.norm.forward(x);
   }
 

@@ -55,6 +55,11 @@ export interface FinetuneOptions {
   readonly weightDecay?: number;
   /** Largest gradient norm; 0 for no clipping. Default 1. */
   readonly maxGradNorm?: number;
+  /**
+   * Keeps only the input of each block for backward and computes the block again there: less
+   * memory for about a third more work, with the same bits. Default false.
+   */
+  readonly gradientCheckpointing?: boolean;
   /** Of the adapter's start, the order of the data and dropout. Default 0. */
   readonly seed?: number;
   /** A backend or its name. Default auto: cpu where the addon is built, else reference. */

@@ -45,6 +45,7 @@ export interface Plan extends Trainee {
   readonly schedule: ScheduleName;
   readonly warmupSteps: number;
   readonly maxGradNorm: number;
+  readonly gradientCheckpointing: boolean;
   readonly accumulation: number;
   readonly seed: number;
   readonly evalEvery: number;
@@ -169,6 +170,8 @@ function assemble(
     ...trained,
     ...{ out, backend, optimizer, source, measure, settings, steps, warmupSteps },
     ...{ evalEvery, saveEvery, finished, stateDir: stateFolder(out) },
+    // Not a setting that a resumed run must share: it changes no bit.
+    gradientCheckpointing: options.gradientCheckpointing ?? false,
     ...(full && resumedFrom > 0 ? { asBase: async () => undefined } : {}),
     tokensSeen: seen,
     savedBytes: () => bytesOf(out, trainee.weightFiles),

@@ -23,6 +23,7 @@ const SETTINGS: readonly string[] = Object.keys({
   warmupSteps: true,
   weightDecay: true,
   maxGradNorm: true,
+  gradientCheckpointing: true,
   seed: true,
   backend: true,
   threads: true,

@@ -101,12 +101,14 @@ async function* training(
   let at = performance.now();
   let tokensBefore = plan.tokensSeen();
   const { steps, lr, schedule, warmupSteps, maxGradNorm, accumulation, seed } = plan;
+  const { gradientCheckpointing } = plan;
   const stream = train(plan.model, plan.optimizer, plan.source, {
     steps,
     lr,
     schedule,
     warmupSteps,
     maxGradNorm,
+    gradientCheckpointing,
     accumulation,
     seed,
     ...(signal ? { signal } : {}),

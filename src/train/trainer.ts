@@ -42,6 +42,11 @@ export interface TrainOptions {
   readonly lrFloor?: number;
   /** Largest gradient norm; 0 for no clipping. Default 1. */
   readonly maxGradNorm?: number;
+  /**
+   * Keeps only the input of each block for backward and computes the block again there: less
+   * memory for about a third more work, with the same bits. Default false.
+   */
+  readonly gradientCheckpointing?: boolean;
   readonly seed: number;
   /** Ends the run after the step under way. */
   readonly signal?: AbortSignal;
@@ -55,6 +60,7 @@ const SETTINGS: readonly string[] = Object.keys({
   warmupSteps: true,
   lrFloor: true,
   maxGradNorm: true,
+  gradientCheckpointing: true,
   seed: true,
   signal: true,
 } satisfies Record<keyof TrainOptions, true>);
@@ -84,11 +90,20 @@ function labelsIn(model: Learner, batch: AnyBatch): number {
   return shiftedLabels(batch as TokenBatch).rows.length;
 }
 
+/** What a step needs of the run's settings. */
+interface StepOptions {
+  readonly seed: number;
+  /** Of the learning rate. */
+  readonly factor: number;
+  readonly maxGradNorm: number;
+  readonly checkpoint: boolean;
+}
+
 /** Loss and gradients of one step, summed over its micro-batches and weighted by token. */
 function accumulate(
   model: Learner,
   batches: readonly AnyBatch[],
-  seed: number,
+  { seed, checkpoint }: Pick<StepOptions, 'seed' | 'checkpoint'>,
   step: number,
 ): { loss: number; tokens: number } {
   const tokens = batches.reduce((n, b) => n + labelsIn(model, b), 0);
@@ -96,7 +111,7 @@ function accumulate(
   if (tokens === 0) return { loss, tokens };
   batches.forEach((batch, micro) => {
     scope(() => {
-      const context = { seed, step: step * batches.length + micro };
+      const context = { seed, step: step * batches.length + micro, checkpoint };
       const result = withTraining(context, () => model.loss(batch, tokens));
       if (result.tokens === 0) return;
       backward(result.loss);
@@ -111,11 +126,11 @@ function optimizerStep(
   model: Learner,
   optimizer: Optimizer,
   batches: readonly AnyBatch[],
-  options: { seed: number; factor: number; maxGradNorm: number },
+  options: StepOptions,
 ): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
-  const { seed, factor, maxGradNorm } = options;
+  const { factor, maxGradNorm } = options;
   try {
-    const { loss, tokens } = accumulate(model, batches, seed, optimizer.step);
+    const { loss, tokens } = accumulate(model, batches, options, optimizer.step);
     const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
     if (tokens > 0 && Number.isFinite(gradNorm) && Number.isFinite(loss)) {
       optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
@@ -144,7 +159,7 @@ export async function* train<B extends AnyBatch>(
 ): AsyncGenerator<StepEvent> {
   onlyKnown('train', options, SETTINGS);
   const { steps, accumulation = 1, maxGradNorm = 1, warmupSteps = 0, seed } = options;
-  const { schedule = 'cosine', lrFloor = 0 } = options;
+  const { schedule = 'cosine', lrFloor = 0, gradientCheckpointing: checkpoint = false } = options;
   const whole = (least: number) => (v: number) => Number.isSafeInteger(v) && v >= least;
   const check = (name: string, value: number, valid: (v: number) => boolean, expected: string) => {
     if (!valid(value)) throw failure(`train ${name}`, expected, String(value));
@@ -165,7 +180,9 @@ export async function* train<B extends AnyBatch>(
       totalSteps: steps,
       floor: lrFloor,
     });
-    const done = optimizerStep(model, optimizer, batches, { seed, factor, maxGradNorm });
+    const done = optimizerStep(model, optimizer, batches, {
+      ...{ seed, factor, maxGradNorm, checkpoint },
+    });
     yield {
       type: 'step',
       step: step + 1,
