@@ -1,6 +1,7 @@
 import { noGrad, scope } from '../autograd/index.js';
 import { type Convolution, Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
-import { add, cast, scale } from '../ops/index.js';
+import { add, cast, mul, scale } from '../ops/index.js';
+import { tensor } from '../tensor/create.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { isFiniteTensor } from '../tensor/finite.js';
@@ -152,10 +153,15 @@ export class LoraLinear extends Dense implements Wrapper {
    * The base is not touched.
    * @param adapters names, or each name's weight w; default 1
    * @param dtype of the merged weight; default W's
+   * @param whole the bias that one of them holds whole; default the base's
    * @throws when the merged weight is not finite, or a bias is to be added where there is none
    */
-  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): PlainDense {
-    return this.base.withWeights(...mergedParts(this, this.base, adapters, dtype));
+  merged(
+    adapters: MergeWeights,
+    dtype: DType = this.base.weight.dtype,
+    whole: Tensor | null = null,
+  ): PlainDense {
+    return this.base.withWeights(...mergedParts(this, this.base, adapters, { dtype, whole }));
   }
 
   override dispose(): void {
@@ -169,7 +175,7 @@ function mergedParts(
   wrapper: Wrapper,
   { bias }: PlainDense | Convolution,
   adapters: MergeWeights,
-  dtype: DType,
+  { dtype, whole }: { readonly dtype: DType; readonly whole: Tensor | null },
 ): [Tensor, Tensor | null] {
   const weights = mergeWeights(adapters);
   const [biased] = biasChanges(wrapper, weights.keys());
@@ -177,7 +183,8 @@ function mergedParts(
   const weight = mergedWeight(wrapper, weights, dtype).keep();
   weight.storage.retag('frozen');
   if (!bias) return [weight, null];
-  const own = biased === undefined ? bias.alias() : mergedBias(wrapper, weights, bias);
+  const own =
+    biased === undefined ? bias.alias() : mergedBias(wrapper, weights, whole ?? bias, bias.dtype);
   own.storage.retag('frozen');
   return [weight, own.keep()];
 }
@@ -204,8 +211,12 @@ export class LoraConv extends Module implements Wrapper {
   }
 
   /** As {@link LoraLinear.merged}. */
-  merged(adapters: MergeWeights, dtype: DType = this.base.weight.dtype): Convolution {
-    return this.base.withWeights(...mergedParts(this, this.base, adapters, dtype));
+  merged(
+    adapters: MergeWeights,
+    dtype: DType = this.base.weight.dtype,
+    whole: Tensor | null = null,
+  ): Convolution {
+    return this.base.withWeights(...mergedParts(this, this.base, adapters, { dtype, whole }));
   }
 
   override dispose(): void {
@@ -222,6 +233,22 @@ export function noBias(path: string, adapter: string): Error {
     'a layer without',
     'Such an adapter can only be used unmerged',
   );
+}
+
+/** What is added to a tied head's logits, with zeros in the rows that are not an adapter's. */
+function onlyRows(
+  path: string,
+  change: Tensor,
+  rows: readonly (string | null)[],
+  name: string | null,
+) {
+  if (change.shape[0] !== rows.length) {
+    const expected = `${rows.length} rows in the head tied to ${path}, one for each adapter named`;
+    throw failure('lora withRows', expected, `${change.shape[0]}`);
+  }
+  const shape = [rows.length, ...change.shape.slice(1).map(() => 1)];
+  const own = Float32Array.from(rows, (row) => (row === name ? 1 : 0));
+  return mul(change, tensor(own, shape, { backend: change.backend }));
 }
 
 /** An embedding with LoRA branches: y = W[id] + Σ over active adapters of scaling·A[:, id]ᵀ Bᵀ. */
@@ -253,9 +280,11 @@ export class LoraEmbedding extends Module implements Wrapper {
   /** As {@link Embedding.unembed}: a tied head sees rows trained for tokens, but no B A. */
   unembed(hidden: Tensor, table?: Tensor): Tensor {
     let y = this.base.unembed(hidden, table);
-    for (const name of this.active) {
-      const change = this.branches.get(name)?.headChange?.(hidden);
-      if (change) y = add(y, change);
+    const { rows, site } = this;
+    for (const name of rows ? new Set(rows) : this.active) {
+      const branch = name === null ? undefined : this.branches.get(name);
+      const change = branch?.headChange?.(hidden);
+      if (change) y = add(y, rows ? onlyRows(site.path, change, rows, name) : change);
     }
     return y;
   }

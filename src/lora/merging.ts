@@ -110,7 +110,8 @@ export function mergeIn(host: Host, weights: Weights): Merged {
     }
     host.saved.merge(names);
     for (const at of layers) {
-      const by = plainOf(at, weights);
+      const bias = wholeParameter(host, `${at.layer.site.path}.bias`, weights) ?? null;
+      const by = plainOf(at, weights, bias);
       at.target.parent.replaceChild(at.target.name, by);
       replaced.push({ at, by });
     }
@@ -137,7 +138,8 @@ export function mergeIn(host: Host, weights: Weights): Merged {
   };
 }
 
-function plainOf({ layer }: Wrapped, weights: Weights): PlainLayer {
+/** @param bias that an adapter of the merge holds whole, not rounded yet */
+function plainOf({ layer }: Wrapped, weights: Weights, bias: Tensor | null): PlainLayer {
   if (layer instanceof LoraEmbedding) return new MergedEmbedding(layer, weights);
-  return layer.merged(weights);
+  return layer.merged(weights, undefined, bias);
 }

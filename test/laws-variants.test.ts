@@ -1,0 +1,371 @@
+// time-limit: 240
+import fc from 'fast-check';
+import { test } from 'uvu';
+import * as assert from 'uvu/assert';
+import { noGrad, scope } from '../src/autograd/index.js';
+import {
+  fullConfig,
+  LoraAdapters,
+  type LoraConfig,
+  LoraConv,
+  LoraLinear,
+} from '../src/lora/index.js';
+import { LoraEmbedding, mergedWeight } from '../src/lora/layer.js';
+import { variantOn } from '../src/lora/variants/index.js';
+import type { CausalLM } from '../src/models/causal-lm.js';
+import { Conv1D, Conv1d, Conv2d, Embedding, Linear } from '../src/nn/index.js';
+import { cast, embedding } from '../src/ops/index.js';
+import type { Backend } from '../src/tensor/backend.js';
+import { tensor } from '../src/tensor/create.js';
+import { normal, uniform } from '../src/tensor/random.js';
+import { numel } from '../src/tensor/shape.js';
+import type { Tensor } from '../src/tensor/tensor.js';
+import { onEachBackend } from './backends.js';
+import { type Dtype, loraConfigs, randomModel, shake } from './support/random-configs.js';
+import {
+  logitBytes,
+  logitsOf,
+  relativeDifference,
+  sameBytes,
+  snapshot,
+  TINY,
+  tinyBatch,
+} from './support/tiny.js';
+
+const dtypes = fc.constantFrom('f32' as const, 'bf16' as const, 'f16' as const);
+const seeds = fc.integer({ min: 0, max: 2 ** 31 });
+
+/** Half the distance of neighbouring numbers of a dtype, as a share of the number. */
+const HALF_STEP = { f32: 2 ** -24, bf16: 2 ** -8, f16: 2 ** -11 } as const;
+
+const KINDS = ['linear', 'conv1d', 'embedding', 'taps 1', 'taps 2'] as const;
+
+const layerCases = fc.record({
+  seed: seeds,
+  kind: fc.constantFrom(...KINDS),
+  how: fc.constantFrom('lora', 'dora', 'bias of B', 'parts'),
+  scaling: fc.constantFrom('lora' as const, 'rslora' as const),
+  dtype: dtypes,
+  inF: fc.integer({ min: 1, max: 18 }),
+  third: fc.integer({ min: 1, max: 9 }),
+  ranks: fc.array(fc.integer({ min: 1, max: 7 }), { minLength: 1, maxLength: 3 }),
+  weights: fc.array(fc.double({ min: -2, max: 2, noNaN: true }), { minLength: 3, maxLength: 3 }),
+});
+type LayerCase = typeof layerCases extends fc.Arbitrary<infer T> ? T : never;
+
+/** A wrapped layer with a random branch for each rank, all active, and an input of it. */
+function layerCase(backend: Backend, s: LayerCase) {
+  let stream = 0;
+  const random = (shape: readonly number[], size: number, dtype: Dtype = 'f32') =>
+    tensor(
+      normal({ seed: s.seed, stream: stream++ }, numel(shape)).map((z) => size * z),
+      shape,
+      { backend, dtype },
+    );
+  const outF = 3 * s.third;
+  const bias = random([outF], 0.4);
+  const wrap = () => {
+    const w = (...shape: number[]) => random(shape, 0.4, s.dtype);
+    if (s.kind === 'embedding') return new LoraEmbedding(new Embedding(w(s.inF, outF)), 'l');
+    if (s.kind === 'linear') return new LoraLinear(new Linear(w(outF, s.inF), bias), 'l');
+    if (s.kind === 'conv1d') return new LoraLinear(new Conv1D(w(s.inF, outF), bias), 'l');
+    if (s.kind === 'taps 1') return new LoraConv(new Conv1d(w(outF, s.inF, 3), bias), 'l');
+    return new LoraConv(new Conv2d(w(outF, s.inF, 2, 3), bias, { padding: 1 }), 'l');
+  };
+  const layer = wrap();
+  const dense = layer instanceof LoraLinear;
+  s.ranks.forEach((rank, i) => {
+    const config = fullConfig({
+      rank,
+      alpha: 1 + (s.seed % 9),
+      targetModules: ['l'],
+      scaling: s.scaling,
+      variant: s.how === 'dora' ? 'dora' : 'lora',
+      loraBias: s.how === 'bias of B' && s.kind !== 'embedding',
+      enableLora: s.how === 'parts' && dense ? { l: [true, false, true] } : {},
+    });
+    const branch = variantOn(layer.site, config).create(layer.site, config, s.seed + i);
+    // Away from the start; magnitudes stay near the lengths that the rows have.
+    for (const [end, t] of branch.tensors()) {
+      const moved = random(t.shape, end.includes('magnitude') ? 0.1 : 0.3).toNumbers();
+      const start = t.toNumbers();
+      const values = Float32Array.from(moved, (v, k) =>
+        end.includes('magnitude') ? (start[k] as number) * (1 + v) : v,
+      );
+      t.setBytes(new Uint8Array(values.buffer));
+    }
+    layer.branches.set(String(i), branch);
+  });
+  layer.active = [...layer.branches.keys()];
+  const ids = Int32Array.from(uniform({ seed: s.seed, stream: 98 }, 5), (u) =>
+    Math.floor(u * s.inF),
+  );
+  const inputs: Record<typeof s.kind, () => Tensor> = {
+    linear: () => random([3, s.inF], 1),
+    conv1d: () => random([3, s.inF], 1),
+    embedding: () => tensor(ids, [5], { backend, dtype: 'i32' }),
+    'taps 1': () => random([2, s.inF, 5], 1),
+    'taps 2': () => random([2, s.inF, 3, 4], 1),
+  };
+  const x = inputs[s.kind]();
+  return { layer, x };
+}
+
+type Layer = ReturnType<typeof layerCase>['layer'];
+
+/** The output of the layer that adapters are merged into, of a dtype. */
+function mergedForward(layer: Layer, x: Tensor, dtype: Dtype): Tensor {
+  if (!(layer instanceof LoraEmbedding)) return layer.merged(layer.active, dtype).forward(x);
+  const weights = new Map(layer.active.map((name) => [name, 1]));
+  return embedding(mergedWeight(layer, weights, dtype), x);
+}
+
+onEachBackend(
+  test,
+  'merged in f32, whatever the base’s dtype: what all the branches together answer',
+  (backend) => {
+    fc.assert(
+      fc.property(layerCases, (s) =>
+        noGrad(() =>
+          scope(() => {
+            const { layer, x } = layerCase(backend, s);
+            const want = layer.forward(x).toNumbers();
+            const got = mergedForward(layer, x, 'f32').toNumbers();
+            // The sums' parts may be larger than they: taken as large as the largest weights.
+            const largest = (t: Tensor) =>
+              t.toNumbers().reduce((n, v) => Math.max(n, Math.abs(v)), 1e-30);
+            const deltas = [...layer.branches.values()].map((b) => largest(b.delta()));
+            const weights = deltas.reduce((n, d) => n + d, largest(layer.site.weight));
+            const inputs = s.kind === 'embedding' ? 1 : layer.site.inFeatures * largest(x);
+            // A DoRA row is divided by its own length, which may be small.
+            const bound = 3e-6 * (s.how === 'dora' ? 20 : 1) * inputs * weights + 1e-6;
+            got.forEach((y, i) => {
+              const difference = Math.abs(y - (want[i] as number));
+              assert.ok(difference <= bound, `${difference} > ${bound}`);
+            });
+          }),
+        ),
+      ),
+      { numRuns: 100 },
+    );
+  },
+);
+
+onEachBackend(
+  test,
+  'W + Σ w·ΔW is summed in f32 and rounded once, and the base is not written',
+  (backend) => {
+    fc.assert(
+      fc.property(layerCases, (s) =>
+        noGrad(() =>
+          scope(() => {
+            const { layer } = layerCase(backend, s);
+            const { weight } = layer.site;
+            const before = weight.bytes();
+            const shares = new Map(layer.active.map((n, i) => [n, s.weights[i] as number]));
+            const wide = mergedWeight(layer, shares, 'f32');
+            const merged = mergedWeight(layer, shares);
+            assert.is(merged.dtype, s.dtype);
+            assert.ok(
+              sameBytes(merged.bytes(), cast(wide, s.dtype).bytes()),
+              'one rounding of f32',
+            );
+            // Against the same sum in doubles: half a step of the dtype, and f32's own error.
+            const base = weight.toNumbers();
+            const deltas = [...layer.branches].map(([name, b]) => ({
+              w: shares.get(name) as number,
+              values: b.delta().toNumbers(),
+            }));
+            merged.toNumbers().forEach((got, i) => {
+              const parts = [
+                base[i] as number,
+                ...deltas.map((d) => d.w * (d.values[i] as number)),
+              ];
+              const want = parts.reduce((a, b) => a + b, 0);
+              const size = parts.reduce((a, b) => a + Math.abs(b), 0);
+              const bound = HALF_STEP[s.dtype] * Math.abs(want) + 3e-7 * size + 2 ** -25;
+              assert.ok(Math.abs(got - want) <= bound, `${got}, not ${want}`);
+            });
+            assert.ok(sameBytes(weight.bytes(), before));
+          }),
+        ),
+      ),
+      { numRuns: 100 },
+    );
+  },
+);
+
+const BATCH = tinyBatch(3, [5, 3], TINY.vocab);
+
+/** A random model of either architecture and so many random settings of adapters for it. */
+function modelCases(adapters: number) {
+  const of = (name: 'llama' | 'gpt2') =>
+    fc.record({
+      name: fc.constant(name),
+      dtype: dtypes,
+      seed: seeds,
+      configs: fc.array(loraConfigs(name), { minLength: adapters, maxLength: adapters }),
+    });
+  return fc.oneof(of('llama'), of('gpt2'));
+}
+
+onEachBackend(
+  test,
+  'any settings: start at the base; merge, unmerge and fuse are what the adapter is',
+  (backend) => {
+    fc.assert(
+      fc.property(modelCases(1), ({ name, dtype, seed, configs }) => {
+        const [config] = configs as [LoraConfig];
+        using model = randomModel(name, backend, dtype, seed);
+        const base = logitBytes(model, BATCH);
+        using adapters = new LoraAdapters(model);
+        const before = snapshot(adapters.baseParameters());
+        adapters.add('a', config, seed);
+        const start = logitsOf(model, BATCH);
+        // Only an orthogonal start computes B A = 0 with rounding.
+        if (config.init !== 'orthogonal') assert.ok(sameBytes(logitBytes(model, BATCH), base));
+        else assert.ok(relativeDifference(start, new Float32Array(base.buffer)) < 1e-5);
+        shake(adapters, 'a', seed);
+        const own = logitBytes(model, BATCH);
+        const asOwn = (other: Float32Array) => {
+          const difference = relativeDifference(other, new Float32Array(own.buffer));
+          assert.ok(difference < 1e-3, `${difference}`);
+        };
+        const wide = new Map(
+          [...adapters.changedBy(['a'])].map((p) => [
+            p,
+            adapters.mergedSource(['a'], 'f32')(p, []),
+          ]),
+        );
+        const rounded = new Map([...wide].map(([p, t]) => [p, Buffer.from(bytesAs(t, dtype))]));
+        adapters.merge();
+        // Merged tensors are the f32 sums, rounded once; every other is the base's.
+        for (const [path, p] of model.namedParameters()) {
+          const want = rounded.get(path) ?? before.get(path);
+          assert.ok(want?.equals(Buffer.from(p.bytes())), path);
+        }
+        if (dtype === 'f32') asOwn(logitsOf(model, BATCH));
+        adapters.unmerge();
+        assert.ok(sameBytes(logitBytes(model, BATCH), own), 'the adapter as it was');
+        adapters.setActive(null);
+        assert.ok(sameBytes(logitBytes(model, BATCH), base), 'the base as it was');
+        assert.equal(snapshot(adapters.baseParameters()), before);
+        const fused = adapters.setActive('a').fuse() as CausalLM;
+        if (dtype === 'f32') asOwn(logitsOf(fused, BATCH));
+        for (const t of wide.values()) t.dispose();
+      }),
+      { numRuns: 50 },
+    );
+  },
+);
+
+/** A tensor's bytes in another dtype. */
+function bytesAs(t: Tensor, dtype: Dtype): Uint8Array {
+  return noGrad(() => scope(() => cast(t, dtype).bytes()));
+}
+
+onEachBackend(test, 'a mixed batch of any settings ≡ its rows one by one', (backend) => {
+  fc.assert(
+    fc.property(modelCases(3), ({ name, dtype, seed, configs }) => {
+      using model = randomModel(name, backend, dtype, seed);
+      using adapters = new LoraAdapters(model);
+      configs.forEach((config, i) => {
+        // What an adapter holds whole cannot differ by row.
+        const { modulesToSave: _, ...layers } = { ...config, bias: 'none' as const };
+        adapters.add(String(i), layers, seed + i);
+        shake(adapters, String(i), seed + i);
+      });
+      const rows = ['1', null, '0', '2', '1'];
+      const batch = tinyBatch(seed, [4, 4, 4, 4, 4], TINY.vocab);
+      const mixed = adapters.withRows(rows, () => logitsOf(model, batch));
+      const size = 4 * TINY.vocab;
+      rows.forEach((active, b) => {
+        adapters.setActive(active);
+        const row = {
+          inputIds: batch.inputIds.slice(4 * b, 4 * b + 4),
+          attentionMask: batch.attentionMask.slice(4 * b, 4 * b + 4),
+          batch: 1,
+          length: 4,
+        };
+        const alone = logitsOf(model, row);
+        const own = mixed.slice(b * size, (b + 1) * size);
+        const difference = relativeDifference(own, alone);
+        assert.ok(difference < 1e-4, `row ${b}, ${active}: ${difference}`);
+      });
+    }),
+    { numRuns: 25 },
+  );
+});
+
+/** What may happen to the adapters of a model; each names some of four slots. */
+const events = fc.record({
+  what: fc.constantFrom('add', 'remove', 'rename', 'swap', 'freeze', 'merge', 'mixed'),
+  slot: fc.nat({ max: 3 }),
+  other: fc.nat({ max: 3 }),
+  config: fc.nat({ max: 3 }),
+});
+
+onEachBackend(
+  test,
+  'whatever happens to its neighbours, an adapter answers the same bits by any name',
+  (backend) => {
+    const lives = fc.record({
+      dtype: dtypes,
+      seed: seeds,
+      configs: fc.array(loraConfigs('llama'), { minLength: 4, maxLength: 4 }),
+      order: fc.array(events, { minLength: 10, maxLength: 30 }),
+    });
+    fc.assert(
+      fc.property(lives, ({ dtype, seed, configs, order }) => {
+        using model = randomModel('llama', backend, dtype, seed);
+        const base = logitBytes(model, BATCH);
+        using adapters = new LoraAdapters(model);
+        const before = snapshot(adapters.baseParameters());
+        /** Which settings each slot's adapter was made of. */
+        const held = new Map<string, number>();
+        const first = new Map<number, Uint8Array>();
+        const add = (name: string, config: number) => {
+          adapters.add(name, configs[config] as LoraConfig, seed + config);
+          shake(adapters, name, seed + config);
+          held.set(name, config);
+        };
+        const happen = ({ what, slot, other, config }: (typeof order)[number]) => {
+          const [name, second] = [`slot ${slot}`, `slot ${other}`];
+          if (!held.has(name)) add(name, config);
+          else if (what === 'remove') held.delete(adapters.remove(name) && name);
+          else if (what === 'freeze') adapters.setTrainable(name, !adapters.isTrainable(name));
+          else if (what === 'merge') adapters.merge([name]).unmerge();
+          else if (what === 'rename' && !held.has(second)) {
+            adapters.rename(name, second);
+            held.set(second, held.get(name) as number).delete(name);
+          } else if (what === 'swap' && name !== second && held.has(second)) {
+            adapters.swap(name, second);
+            held.set(name, held.get(second) as number).delete(second);
+          } else if (what === 'mixed') {
+            const whole = adapters.wholeParameters(name).size > 0;
+            const run = () => adapters.withRows([name, null], () => logitBytes(model, BATCH));
+            if (whole) assert.throws(run, /which holds/);
+            else run();
+          }
+        };
+        for (const event of order) {
+          happen(event);
+          assert.equal(adapters.names().sort(), [...held.keys()].sort());
+          for (const [name, config] of held) {
+            if (event.slot % 2 === 0 && name !== `slot ${event.slot}`) continue;
+            const bytes = logitBytes(adapters.setActive(name).model as CausalLM, BATCH);
+            const was = first.get(config);
+            if (was) assert.ok(sameBytes(bytes, was), `settings ${config} as ${name}`);
+            else first.set(config, bytes);
+          }
+        }
+        adapters.setActive(null);
+        assert.ok(sameBytes(logitBytes(model, BATCH), base));
+        assert.equal(snapshot(adapters.baseParameters()), before);
+      }),
+      { numRuns: 10 },
+    );
+  },
+);
+
+test.run();
