@@ -33,6 +33,7 @@ const Registry& cpuKernels() {
     registerGather(r);
     registerCast(r);
     registerOptim(r);
+    registerLora(r);
     return r;
   }();
   return registry;

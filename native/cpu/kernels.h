@@ -42,6 +42,7 @@ void registerLayout(Registry& registry);
 void registerGather(Registry& registry);
 void registerCast(Registry& registry);
 void registerOptim(Registry& registry);
+void registerLora(Registry& registry);
 
 // Every kernel of this backend.
 const Registry& cpuKernels();

@@ -1,5 +1,5 @@
 import { trainingContext } from '../nn/index.js';
-import { add, concat, linear, matmul, mul, reshape } from '../ops/index.js';
+import { add, addLowRankRows, concat, matmul, mul, reshape } from '../ops/index.js';
 import { tensor } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -20,9 +20,8 @@ export function withRows<T>(host: Host, rows: Rows, fn: () => T): T {
 }
 
 /**
- * A layer's output for a mixed batch: every row gets what its own adapter adds. All plain branches
- * together are one product of rank R = Σ r, of which each row keeps its adapter's columns:
- * y + ((x A₁…ₙᵀ) ⊙ S) B₁…ₙᵀ with S [rows, R] the row's scaling on its own columns, else 0.
+ * A layer's output for a mixed batch: every row gets what its own adapter adds. Plain branches of a
+ * dense layer are one grouped product; others are computed for all rows and masked.
  * @param x the layer's input [rows, ..]
  * @param y the base's output
  */
@@ -44,73 +43,51 @@ export function mixedSum(
     const branch = branches.get(name) as Branch;
     const dropped =
       branch instanceof LoraBranch && branch.dropout > 0 && trainingContext() !== null;
-    if (branch instanceof LoraBranch && branch.isProduct && !dropped && branch.site.kind !== 'conv')
+    if (
+      branch instanceof LoraBranch &&
+      branch.isProduct &&
+      !dropped &&
+      branch.site.kind === 'dense'
+    )
       grouped.push([name, branch]);
     else {
       const change = branch.change(x, y);
-      if (change) sum = add(sum, mul(change, rowMask(y, rows, [[name, 1, 1]])));
+      if (change) sum = add(sum, mul(change, rowMask(y, rows, [[name, 1]])));
     }
   }
-  return grouped.length > 0 ? add(sum, groupedProduct(grouped, rows, x, y)) : sum;
+  return grouped.length > 0 ? groupedSum(grouped, rows, x, sum) : sum;
 }
 
-/** One value a row and column: `value` on the `width` columns of the row's adapter, else 0. */
+/** A value for each row in a column of its adapter, else 0: [rows, 1, .., columns]. */
 function rowMask(
   like: Tensor,
   rows: Rows,
-  columns: readonly (readonly [name: string, width: number, value: number])[],
+  columns: readonly (readonly [name: string, value: number])[],
 ): Tensor {
-  const total = columns.reduce((n, [, width]) => n + width, 0);
-  const values = new Float32Array(rows.length * total);
-  rows.forEach((row, i) => {
-    let at = i * total;
-    for (const [name, width, value] of columns) {
-      if (name === row) values.fill(value, at, at + width);
-      at += width;
-    }
-  });
+  const values = rows.flatMap((row) => columns.map(([name, v]) => (name === row ? v : 0)));
   const between = like.shape.slice(1, -1).map(() => 1);
-  return tensor(values, [rows.length, ...between, total], { backend: like.backend });
+  const shape = [rows.length, ...between, columns.length];
+  return tensor(Float32Array.from(values), shape, { backend: like.backend });
 }
 
-function groupedProduct(
+/** What all plain branches add, each to its own rows. */
+function groupedSum(
   grouped: readonly (readonly [string, LoraBranch])[],
   rows: Rows,
   x: Tensor,
   y: Tensor,
 ): Tensor {
-  const all = grouped.map(([, branch]) => branch);
-  const [{ site }] = all as [LoraBranch];
-  const columns = grouped.map(([name, b]) => [name, b.rank, b.scaling] as const);
-  const h = site.down(
-    x,
-    side(
-      all.map((b) => b.a),
-      0,
-    ),
-  );
-  const kept = mul(h, rowMask(h, rows, columns));
-  const change = linear(
-    kept,
-    side(
-      all.map((b) => b.b),
-      1,
-    ),
-  );
+  const names = grouped.map(([name]) => name);
+  const factors = grouped.map(([, { a, b, scaling }]) => ({ a, b, scale: scaling }));
+  const groups = rows.map((name) => (name === null ? -1 : names.indexOf(name)));
+  const sum = addLowRankRows(y, x, factors, groups);
   const biased = grouped.filter(([, b]) => b.c !== null);
-  if (biased.length === 0) return change;
+  if (biased.length === 0) return sum;
   const own = rowMask(
     y,
     rows,
-    biased.map(([name, b]) => [name, 1, b.scaling] as const),
+    biased.map(([name, b]) => [name, b.scaling] as const),
   );
-  const table = side(
-    biased.map(([, b]) => reshape(b.c as Tensor, [1, -1])),
-    0,
-  );
-  return add(change, matmul(own, table));
-}
-
-function side(tensors: readonly Tensor[], axis: number): Tensor {
-  return tensors.length === 1 ? (tensors[0] as Tensor) : concat(tensors, axis);
+  const table = biased.map(([, b]) => reshape(b.c as Tensor, [1, -1]));
+  return add(sum, matmul(own, table.length === 1 ? (table[0] as Tensor) : concat(table, 0)));
 }

@@ -17,6 +17,7 @@ import { castKernels } from './cast.js';
 import { dropoutKernels } from './dropout.js';
 import { elementwiseKernels } from './elementwise.js';
 import { embeddingKernels } from './embedding.js';
+import { loraKernels } from './lora.js';
 import { lossKernels } from './loss.js';
 import { matmulKernels } from './matmul.js';
 import { normKernels } from './norm.js';
@@ -41,6 +42,7 @@ const KERNELS: ReadonlyMap<string, Kernel> = new Map(
     ...shapeKernels,
     ...castKernels,
     ...optimKernels,
+    ...loraKernels,
   }),
 );
 
