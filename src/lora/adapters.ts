@@ -42,9 +42,9 @@ export interface FileNotes {
   readonly init?: unknown;
 }
 
-/** What a model is for, in PEFT's words. */
-export function peftTask(model: Module): string {
-  return (model as { peftTask?: string }).peftTask ?? 'CAUSAL_LM';
+/** What a model is for, in PEFT's words; null for one that does not say. */
+export function peftTask(model: Module): string | null {
+  return (model as { peftTask?: string }).peftTask ?? null;
 }
 
 /** PEFT trains the head of a classifier along, by either of two names. */

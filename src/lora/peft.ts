@@ -91,7 +91,7 @@ export interface PeftExtras {
   readonly baseName: string | null;
   /** Whether the weights of the layers are stored [in, out]. */
   readonly transposed: boolean;
-  readonly task: string;
+  readonly task: string | null;
 }
 
 /** A list or text as PEFT has it: null for none. */
