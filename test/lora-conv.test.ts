@@ -220,6 +220,8 @@ onEachBackend(
       assert.equal(outputs(), trained);
       withFolder((dir) => {
         saveAdapter(adapters, 'a', dir);
+        const json = JSON.parse(readFileSync(join(dir, 'adapter_config.json'), 'utf8'));
+        assert.is(json.task_type, null, 'PEFT wraps a model without a task as it is');
         loadAdapter(adapters, 'b', dir);
         assert.equal(outputs(), trained);
         adapters.remove('b');
