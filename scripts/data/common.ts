@@ -16,7 +16,7 @@ export const TASKS_DIR = join(ROOT, 'assets', 'data');
 export const BASE_DIR = join(ROOT, 'assets', 'base');
 
 /** The sources of the pretraining corpus, in the order in which they are made and reported. */
-export const SOURCES = ['sotu', 'wordnet', 'webster', 'books', 'kjv', 'factbook'] as const;
+export const SOURCES = ['sotu', 'wordnet', 'factbook'] as const;
 export type Source = (typeof SOURCES)[number];
 
 /** One document: `id` is stable between runs and decides on which side it falls. */

@@ -1,8 +1,8 @@
 /**
  * Encodes the corpus: `.cache/corpus/train.bin` and `heldout-<source>.bin`, token ids as
  * little-endian uint16, `<|endoftext|>` after every document. Training documents stand whole, in
- * one seeded shuffle over all sources; those of books stand twice. `manifest.json` beside them
- * counts documents, bytes and tokens, and gives yardsticks for the held-out text.
+ * one seeded shuffle over all sources. `manifest.json` beside them counts documents, bytes and
+ * tokens, and gives yardsticks for the held-out text.
  *
  * Usage: npx tsx scripts/data/tokens.ts (after tokenizer.ts)
  */
@@ -25,9 +25,6 @@ import { loadBpe } from './tokenizer.js';
 
 /** The seed of the order of documents in train.bin. */
 const SHUFFLE_SEED = 20;
-
-/** How often a source's documents stand in train.bin: plain prose is scarce and counts twice. */
-const PASSES: Partial<Record<Source, number>> = { books: 2 };
 
 /** What the manifest says of one side of a source. */
 interface Side {
@@ -119,15 +116,11 @@ export function makeTokens(): void {
     throw new Error(`[tokens] expected '${END_OF_TEXT}' to have id 0, received '${bpe.vocab[0]}'`);
   }
   const train: Encoded[] = [];
-  const sources: Record<string, { train: Side & { passes: number } }> = {};
+  const sources: Record<string, { train: Side }> = {};
   for (const source of SOURCES) {
     const docs = encodeSide(encoder, source, 'train');
-    const passes = PASSES[source] ?? 1;
-    sources[source] = { train: { ...describe(docs), passes } };
-    for (let pass = 0; pass < passes; pass++) {
-      for (const { doc, ids } of docs)
-        train.push({ doc: { ...doc, id: `${doc.id}#${pass}` }, ids });
-    }
+    sources[source] = { train: describe(docs) };
+    train.push(...docs);
   }
   const order = seededOrder(train, ({ doc }) => doc.id, SHUFFLE_SEED);
   const logProb = unigram(train, bpe.vocab.length);
@@ -145,7 +138,7 @@ export function makeTokens(): void {
     manifest.sources[source] = { ...sources[source], heldout };
     const side = sources[source]!.train;
     console.log(
-      `${source.padEnd(9)} train ${side.passes} x ${side.tokens} tokens (${side.bytesPerToken} bytes each), held out ${heldout.tokens}`,
+      `${source.padEnd(9)} train ${side.tokens} tokens (${side.bytesPerToken} bytes each), held out ${heldout.tokens}`,
     );
   }
   writeAtomic(join(CORPUS_DIR, 'manifest.json'), `${JSON.stringify(manifest, null, 2)}\n`);

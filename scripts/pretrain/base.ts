@@ -15,7 +15,7 @@ import { parseArgs } from 'node:util';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const corpus = join(root, '.cache/corpus');
 const out = join(root, '.cache/base');
-const sources = ['sotu', 'wordnet', 'webster', 'books', 'kjv', 'factbook'];
+const sources = ['sotu', 'wordnet', 'factbook'];
 const LOG_EVERY = 50;
 
 const { values } = parseArgs({ options: { steps: { type: 'string', default: '15000' } } });

@@ -17,7 +17,6 @@ interface Part {
   readonly documents: number;
   readonly bytes: number;
   readonly tokens: number;
-  readonly passes: number;
 }
 
 interface HeldOut extends Part {
@@ -38,9 +37,6 @@ const bundled = join(root, 'assets/base');
 const SOURCES: Readonly<Record<string, string>> = {
   sotu: 'State of the Union addresses',
   wordnet: 'WordNet 3.1 words, definitions, examples',
-  webster: "Webster's Unabridged Dictionary, 1913",
-  books: 'Books (Austen, Carroll, Chesterton, Edgeworth, Blake, Milton, Whitman)',
-  kjv: 'King James Bible',
   factbook: 'The World Factbook',
 };
 
@@ -95,7 +91,7 @@ function main(): void {
     const y = heldout.yardsticks as Record<string, number>;
     return [
       SOURCES[s] ?? s,
-      `${thousands(train.tokens)}${train.passes > 1 ? ` × ${train.passes}` : ''}`,
+      thousands(train.tokens),
       thousands(heldout.tokens),
       loss.toFixed(3),
       bits.toFixed(2),
@@ -166,12 +162,9 @@ Moby Dick and WordNet's lexical categories are in no training file: the demo tea
 
 \`\`\`
 npx tsx scripts/data/make.ts        # corpus, tokenizer, token files (.cache/corpus), seconds
-npx tsx scripts/pretrain/base.ts    # training, about two hours on 2 cores; goes on where it stopped
+npx tsx scripts/pretrain/base.ts    # training, about an hour on 2 idle cores; goes on where it stopped
 npx tsx scripts/pretrain/card.ts    # copies the model here and writes this card
 \`\`\`
-
-The bundled file was trained in two sittings, the second (from step 5,698) with faster kernels than
-the first; a run made again is equal to it in kind, not in bits.
 `;
 }
 

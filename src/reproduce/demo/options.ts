@@ -52,7 +52,7 @@ const FULL: Scale = {
   name: 'full',
   rank: 16,
   category: { steps: 560, batchSize: 32, lr: 2e-3, measures: 4, test: 1527 },
-  style: { steps: 320, batchSize: 8, lr: 2e-3, measures: 4, seqLength: 256, chunks: 1000 },
+  style: { steps: 400, batchSize: 8, lr: 4e-3, measures: 4, seqLength: 256, chunks: 1000 },
   sampleTokens: 90,
   cost: { steps: 24, batchSize: 32 },
   merge: { passes: 12, batchSize: 8 },
