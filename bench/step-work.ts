@@ -4,14 +4,13 @@ import { backward, noGrad, scope, setTrainable } from '../src/autograd/index.js'
 import { denseLayers, LoraAdapters } from '../src/lora/index.js';
 import type { CausalLM, TokenBatch } from '../src/models/causal-lm.js';
 import { buildCausalLM } from '../src/models/load.js';
-import type { ParameterSource } from '../src/nn/index.js';
+import { type ParameterSource, withTraining } from '../src/nn/index.js';
 import { cast } from '../src/ops/index.js';
 import { AdamW } from '../src/optim/index.js';
 import type { Backend } from '../src/tensor/backend.js';
-import { ones, tensor, zeros } from '../src/tensor/create.js';
+import { ones, zeros } from '../src/tensor/create.js';
 import { normal } from '../src/tensor/random.js';
-import { numel } from '../src/tensor/shape.js';
-import type { Tensor } from '../src/tensor/tensor.js';
+import { Tensor } from '../src/tensor/tensor.js';
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -69,6 +68,8 @@ export interface StepSettings {
   readonly dtype: 'f32' | 'bf16';
   /** Share of the positions, the last ones of each row, that have a label. Default 1. */
   readonly labelShare?: number;
+  /** Gradient checkpointing by block. Default false. */
+  readonly checkpointing?: boolean;
 }
 
 /** A model that can take steps. */
@@ -94,11 +95,13 @@ function randomSource(
     const options = { backend, purpose } as const;
     if (name.endsWith('.bias')) return zeros(shape, options);
     if (shape.length === 1) return ones(shape, options);
-    const values = new Float32Array(numel(shape));
-    for (let at = 0; at < values.length; at += block.length) {
-      values.set(block.subarray(0, values.length - at), at);
+    // Block by block, so that no copy of a large weight is left to the garbage collector.
+    const t = Tensor.empty(backend, shape, 'f32', purpose);
+    for (let at = 0; at < t.size; at += block.length) {
+      const part = block.subarray(0, t.size - at);
+      const bytes = new Uint8Array(part.buffer, 0, part.byteLength);
+      backend.upload(t.storage.handle, 4 * at, bytes);
     }
-    const t = tensor(values, shape, options);
     if (mode === 'full' || dtype === 'f32') return t;
     const stored = noGrad(() => scope(() => cast(t, dtype)));
     t.dispose();
@@ -150,7 +153,7 @@ function countFlops(
 
 /** Builds a model and what trains it. */
 export function buildStep(settings: StepSettings, backend: Backend): StepWork {
-  const { batch, seq, mode, rank, dtype, labelShare = 1 } = settings;
+  const { batch, seq, mode, rank, dtype, labelShare = 1, checkpointing = false } = settings;
   const { config, targets } = shapeOf(settings.model);
   const model = buildCausalLM(config, randomSource(backend, mode, dtype));
   const base = new Map(model.namedParameters());
@@ -170,7 +173,8 @@ export function buildStep(settings: StepSettings, backend: Backend): StepWork {
   return {
     step: () => {
       const loss = scope(() => {
-        const result = model.loss(tokens).loss;
+        const context = { seed: 1, step: 0, checkpoint: checkpointing };
+        const result = withTraining(context, () => model.loss(tokens).loss);
         backward(result);
         return result.item();
       });

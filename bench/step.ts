@@ -3,11 +3,14 @@
  *
  * usage: npm run bench:step -- --model gpt2|smollm2-135m|tiny|FILE.json [--mode lora|full]
  *   [--batch 4] [--seq 128] [--rank 8] [--dtype f32|bf16] [--steps 8] [--label-share 1]
- *   [--threads N] [--isa NAME] [--json]
+ *   [--threads N] [--isa NAME] [--checkpointing] [--profile] [--json]
+ *
+ * --profile prints each kernel's calls and time, and what JavaScript takes, in place of the result.
  */
 import { existsSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
+import { profileSteps, profileText } from './profile.js';
 import { buildStep, SHAPE_NAMES, type StepSettings } from './step-work.js';
 import { native, peakGflops } from './support.js';
 
@@ -23,6 +26,8 @@ const { values } = parseArgs({
     'label-share': { type: 'string', default: '1' },
     threads: { type: 'string', default: String(cpus().length) },
     isa: { type: 'string' },
+    checkpointing: { type: 'boolean', default: false },
+    profile: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
   },
 });
@@ -57,6 +62,7 @@ const settings: StepSettings = {
   rank: positive('rank'),
   dtype: oneOf('dtype', ['f32', 'bf16'] as const),
   labelShare,
+  checkpointing: values.checkpointing,
 };
 const steps = positive('steps');
 const threads = positive('threads');
@@ -67,6 +73,11 @@ const work = buildStep(settings, backend);
 const rssBefore = process.resourceUsage().maxRSS;
 let loss = work.step();
 work.step();
+if (values.profile) {
+  const profile = profileSteps(backend, () => work.step(), steps);
+  console.log(values.json ? JSON.stringify(profile) : profileText(profile));
+  process.exit(0);
+}
 const times: number[] = [];
 for (let i = 0; i < steps; i++) {
   const start = performance.now();

@@ -228,6 +228,7 @@ export {
   type TrainingData,
   trainingData,
 } from './train/data.js';
+export { type DryRun, dryRun } from './train/dry-run.js';
 export { type Evaluation, evaluate } from './train/evaluate.js';
 export { finetune } from './train/finetune.js';
 export type * from './train/finetune-options.js';

@@ -40,6 +40,7 @@ interface TrainFlags
   readonly eval?: string;
   readonly warmup?: number;
   readonly verbose?: boolean;
+  readonly dryRun?: boolean;
 }
 
 const EXAMPLES = [
@@ -50,6 +51,7 @@ const EXAMPLES = [
     '      --target-modules qv --lr 4e-4 --epochs 30 --eval-every 500',
   'lowrank train --model base --data train.jsonl --out tuned --full --lr 5e-5',
   'lowrank train --model base --data train.jsonl --out adapter --epochs 3 --resume',
+  'lowrank train --model base --data train.jsonl --out adapter --batch-size 32 --dry-run',
 ];
 
 const SUMMARY = 'Fine-tune a model with LoRA on a JSON Lines file.';
@@ -119,6 +121,7 @@ export function trainCommand(): Command {
     )
     .option('--eval-every <steps>', 'evaluate every so many steps (needs --eval)', wholeNumber(1))
     .option('--save-every <steps>', 'save every so many steps (default: 200)', wholeNumber(1))
+    .option('--dry-run', 'say what memory the run will need, by purpose, and do nothing')
     .option('--resume', 'go on where a run of the same settings in --out was stopped')
     .addOption(
       new Option('--overwrite', 'start anew although --out is not empty').conflicts('resume'),
@@ -134,7 +137,8 @@ const problemType = oneOf([
 const schedule = oneOf(['constant', 'linear', 'cosine'] as const);
 
 function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOptions {
-  const { model, data, eval: evalFile, warmup, json: _json, verbose: _verbose, ...more } = flags;
+  const { model, data, eval: evalFile, warmup, ...others } = flags;
+  const { json: _json, verbose: _verbose, dryRun: _dryRun, ...more } = others;
   const lora = loraSettings(flags);
   const rest = Object.fromEntries(Object.entries(more).filter(([key]) => !isLora(key)));
   return {
@@ -154,6 +158,11 @@ async function runTrain(flags: TrainFlags): Promise<void> {
     throw new UsageError('option --eval-every needs --eval <file>');
   }
   const resolved = await resolveFlags(flags);
+  if (flags.dryRun) {
+    const { runDry } = await import('./dry-run.js');
+    await runDry(toOptions(resolved, new AbortController().signal), flags.json ?? false);
+    return;
+  }
   const { finetune } = await import('../train/finetune.js');
   const view = new View(flags);
   const signal = stopSignal((line) => view.note(line));

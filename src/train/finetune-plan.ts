@@ -93,9 +93,10 @@ function counted(source: BatchSource<AnyBatch>): {
 
 /**
  * Loads and checks everything a run needs, and restores its state where it goes on.
+ * @param how `dry`: nothing is changed on disk
  * @throws as {@link finetune} says; nothing is changed on disk then
  */
-export function prepare(options: FinetuneOptions): Plan {
+export function prepare(options: FinetuneOptions, how: { readonly dry?: boolean } = {}): Plan {
   const s = settle(options);
   const { modelDir, out } = options;
   checkOutFolder(out, modelDir);
@@ -109,7 +110,7 @@ export function prepare(options: FinetuneOptions): Plan {
   const made = { options, backend, checkpoint, head: task.head, seed: s.seed };
   const trainee = s.full ? fullTrainee(made) : loraTrainee(made);
   try {
-    return assemble(options, s, trainee, task, made);
+    return assemble(options, s, trainee, task, { ...made, dry: how.dry ?? false });
   } catch (error) {
     trainee.dispose();
     throw error;
@@ -122,6 +123,7 @@ function beginOrGoOn(
   s: Settled,
   trainee: Trainee,
   settings: RunSettings,
+  dry: boolean,
 ): { optimizer: AdamW; finished: boolean } {
   const { out } = options;
   const { parameters } = trainee;
@@ -132,7 +134,7 @@ function beginOrGoOn(
   try {
     if (status.kind === 'stopped') {
       loadTrainingState(stateFolder(out), parameters, optimizer, settings);
-    } else if (!finished) forgetRun(out);
+    } else if (!finished && !dry) forgetRun(out);
   } catch (error) {
     optimizer.dispose();
     throw error;
@@ -145,7 +147,7 @@ function assemble(
   s: Settled,
   trainee: Trainee,
   task: Task,
-  made: TraineeOptions,
+  made: TraineeOptions & { readonly dry: boolean },
 ): Plan {
   const { modelDir, dataFile, out } = options;
   const { backend, checkpoint } = made;
@@ -162,7 +164,7 @@ function assemble(
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
     ...task.settings,
   };
-  const { optimizer, finished } = beginOrGoOn(options, s, trainee, settings);
+  const { optimizer, finished } = beginOrGoOn(options, s, trainee, settings, made.dry);
   const resumedFrom = finished ? steps : optimizer.step;
   const { source, seen } = counted(data.source);
   return {

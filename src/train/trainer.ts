@@ -85,7 +85,7 @@ export interface StepEvent {
 }
 
 /** Labels of a batch that count for the loss. */
-function labelsIn(model: Learner, batch: AnyBatch): number {
+export function labelsIn(model: Learner, batch: AnyBatch): number {
   if (model instanceof SequenceClassifier) return model.countLabels(batch);
   return shiftedLabels(batch as TokenBatch).rows.length;
 }
