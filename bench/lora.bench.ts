@@ -1,7 +1,7 @@
 import { cpus } from 'node:os';
 import { backward, clearGradient, noGrad, scope, setTrainable } from '../src/autograd/index.js';
-import { fullConfig, LoraAdapters, LoraLinear } from '../src/lora/index.js';
-import { VARIANTS } from '../src/lora/variants/index.js';
+import { fullConfig, LoraAdapters, type LoraConfig, LoraLinear } from '../src/lora/index.js';
+import { VARIANTS, variantOn } from '../src/lora/variants/index.js';
 import { Linear, Module } from '../src/nn/index.js';
 import { writeInto } from '../src/ops/index.js';
 import { tensor } from '../src/tensor/create.js';
@@ -77,30 +77,55 @@ function stepsOf(layer: LoraLinear, rows: number) {
   };
 }
 
-/**
- * What LoRA's calls cost beside any arithmetic, in milliseconds: what an adapter of rank 1 adds to
- * a layer of 8 × 8.
- */
-function fixedCosts(): { forward: number; both: number } {
+/** What explains added time beside arithmetic. */
+interface Costs {
+  /** What LoRA's calls take, in milliseconds: what rank 1 adds to a layer of 8 × 8. */
+  readonly forward: number;
+  readonly both: number;
+  /** Bytes a millisecond that a copy reads and writes. */
+  readonly bandwidth: number;
+}
+
+/** Passes over arrays of the input's size that LoRA adds, in memory where they are large. */
+const PASSES = {
+  // x Aᵀ reads x; the change is written, then read with y for the sum.
+  forward: 5,
+  // Backward: dB and dh read dy, dA reads x, dh A is written, then read with dx for the sum.
+  both: 12,
+};
+
+function costsOf(): Costs {
   const layer = layerOf(8, new Map([['1', 1]]));
   const steps = stepsOf(layer, 1);
   const cost = (step: () => void) => turnsOf(layer, [1], step, 1500).added('r = 1', 'bare').median;
-  const costs = { forward: cost(steps.forward), both: cost(steps.both) };
+  const calls = { forward: cost(steps.forward), both: cost(steps.both) };
   layer.dispose();
   steps.dispose();
-  return costs;
+  const [from, to] = [filled([4096, 4096]), filled([4096, 4096])];
+  const { results } = alternate(new Map([['copy', () => writeInto(to, from, [0, 0])]]), THREADS);
+  const bandwidth = (2 * from.byteLength) / (results.get('copy') as Result).milliseconds;
+  for (const t of [from, to]) t.dispose();
+  return { ...calls, bandwidth };
 }
 
-/** The time added over the bare layer's share of it, and over that and the calls' fixed cost. */
+/**
+ * The added time over its arithmetic's share of the bare time, and over what that, the calls and
+ * the passes through memory make together.
+ */
 function addedNote(
   { median, error }: Added,
-  { bare, share, calls }: { bare: number; share: number; calls: number },
+  { bare, share, other }: { bare: number; share: number; other: number },
 ): string {
   const part = (ms: number) => percent(ms / bare);
-  const times = (ms: number) => (ms / (share * bare)).toFixed(2);
-  const adds = `adds ${part(median)} ± ${part(error)} to a share of ${percent(share)}`;
-  if (median < 2 * error) return `${adds}: within the noise`;
-  return `${adds}: ${times(median)} ×, beyond the calls ${times(Math.max(0, median - calls))} ×`;
+  const adds = `adds ${part(median)} ± ${part(error)}`;
+  if (median < 2 * error)
+    return `${adds}, within the noise; the arithmetic's share ${percent(share)}`;
+  const arithmetic = share * bare;
+  const all = arithmetic + other;
+  return (
+    `${adds}: ${(median / arithmetic).toFixed(2)} × the arithmetic's share of ${percent(share)}, ` +
+    `${(median / all).toFixed(2)} × that with calls and memory, ${part(all)}`
+  );
 }
 
 /**
@@ -108,7 +133,7 @@ function addedNote(
  * to the 2·n·d² of forward; with the bare layer's dx (2·n·d² more) LoRA's dx, dA and dB add
  * 8·n·d·r, so that both have 12·n·d·r to 4·n·d².
  */
-function layers(width: number, fixed: ReturnType<typeof fixedCosts>): Result[] {
+function layers(width: number, costs: Costs): Result[] {
   const layer = layerOf(width, new Map(RANKS.map((r) => [String(r), r])));
   const out: Result[] = [];
   for (const rows of ROWS) {
@@ -124,7 +149,9 @@ function layers(width: number, fixed: ReturnType<typeof fixedCosts>): Result[] {
         const result = turns.results.get(`r = ${rank}`) as Result;
         const share = ((what === 'both' ? 3 : 2) * rank) / width;
         const added = turns.added(`r = ${rank}`, 'bare');
-        const note = addedNote(added, { bare: bare.milliseconds, share, calls: fixed[what] });
+        const bytes = PASSES[what] * rows * width * 4;
+        const other = costs[what] + bytes / costs.bandwidth;
+        const note = addedNote(added, { bare: bare.milliseconds, share, other });
         out.push({ ...result, name: `${title}, ${rows} × ${width}, r = ${rank}`, note });
       }
     }
@@ -132,6 +159,41 @@ function layers(width: number, fixed: ReturnType<typeof fixedCosts>): Result[] {
   }
   layer.dispose();
   return out;
+}
+
+/** Every variant of rank 8 beside the bare layer, forward and backward. */
+function variants(width: number, rows: number): Result[] {
+  const settings: Record<string, Partial<LoraConfig>> = {
+    lora: {},
+    'bias of B': { loraBias: true },
+    'two of four parts': { enableLora: { l: [true, false, true, false] } },
+    olora: { init: 'olora' },
+    dora: { variant: 'dora' },
+  };
+  const layer = layerOf(width, new Map());
+  for (const [name, more] of Object.entries(settings)) {
+    const config = fullConfig({ rank: 8, targetModules: ['l'], ...more });
+    layer.branches.set(name, variantOn(layer.site, config).create(layer.site, config, 1));
+  }
+  const steps = stepsOf(layer, rows);
+  const as = (active: readonly string[]) => () => {
+    layer.active = active;
+    steps.both();
+  };
+  const tasks = new Map([
+    ['bare', as([])],
+    ...Object.keys(settings).map((n): [string, () => void] => [n, as([n])]),
+  ]);
+  const turns = alternate(tasks, THREADS);
+  layer.dispose();
+  steps.dispose();
+  const bare = turns.results.get('bare') as Result;
+  return [...turns.results.values()].map((r) => {
+    const { median, error } = turns.added(r.name, 'bare');
+    const part = (ms: number) => percent(ms / bare.milliseconds);
+    const name = `forward + backward, ${rows} × ${width}, ${r.name}`;
+    return { ...r, name, note: `adds ${part(median)} ± ${part(error)}` };
+  });
 }
 
 /** 32 rows with an adapter each, beside the same rows with one, as a mixed batch and as usual. */
@@ -207,15 +269,17 @@ function merging(dtype: DType): Result[] {
 
 /** LoRA beside the bare layer, mixed batches, switching and merging; all on every core. */
 export async function run(): Promise<Result[]> {
-  const fixed = fixedCosts();
-  const calls = (what: keyof typeof fixed, name: string): Result => ({
+  const costs = costsOf();
+  const calls = (what: 'forward' | 'both', name: string): Result => ({
     ...{ name: `LoRA's calls alone, ${name}`, threads: THREADS },
-    ...{ milliseconds: fixed[what], runs: 0, note: 'added to a layer of 8 × 8 by r = 1' },
+    ...{ milliseconds: costs[what], runs: 0, note: 'added to a layer of 8 × 8 by r = 1' },
   });
   return [
     calls('forward', 'forward'),
     calls('both', 'forward + backward'),
-    ...WIDTHS.flatMap((width) => layers(width, fixed)),
+    ...WIDTHS.flatMap((width) => layers(width, costs)),
+    ...variants(2048, 64),
+    ...variants(2048, 512),
     ...WIDTHS.flatMap((width) => mixed(width)),
     switching(),
     ...merging('f32'),
