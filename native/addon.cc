@@ -125,6 +125,7 @@ Napi::Value describeAddon(const Napi::CallbackInfo& info) {
     }
     o.Set("isas", isas);
     o.Set("threads", Napi::Number::New(env, state.context.threads));
+    o.Set("compute", Napi::String::New(env, state.context.brain ? "bf16" : "exact"));
     Napi::Array kernels = Napi::Array::New(env);
     uint32_t place = 0;
     for (const Kernel& k : cpuKernels()) kernels.Set(place++, Napi::String::New(env, k.name));
@@ -383,6 +384,15 @@ Napi::Value setIsa(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value setCompute(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+    std::string mode = text(info, 0, "setCompute", "exact or bf16");
+    if (mode != "exact" && mode != "bf16") fail("setCompute", "exact or bf16", mode);
+    state.context.brain = mode == "bf16";
+    return env.Undefined();
+  });
+}
+
 Napi::Value measureFmaPeak(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
     return Napi::Number::New(env, fmaPeak(state.context));
@@ -405,6 +415,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("trim", Napi::Function::New<trim>(env, "trim"));
   exports.Set("setThreads", Napi::Function::New<setThreads>(env, "setThreads"));
   exports.Set("fmaPeak", Napi::Function::New<measureFmaPeak>(env, "fmaPeak"));
+  exports.Set("setCompute", Napi::Function::New<setCompute>(env, "setCompute"));
   exports.Set("setIsa", Napi::Function::New<setIsa>(env, "setIsa"));
   return exports;
 }

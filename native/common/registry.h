@@ -20,6 +20,7 @@ struct Context {
   Memory memory;
   const IsaTable* isa = nullptr;
   int threads = 1;
+  bool brain = false;  // whether products with a bf16 factor round the other one to bf16, too
 
   // f(chunk, worker) for every chunk; worker < threads names the scratch a call may use.
   template <class F>

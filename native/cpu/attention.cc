@@ -68,9 +68,10 @@ struct Matrix {
 // c [m,n] = alpha a b (+ c) on this thread.
 void multiply(const IsaTable& isa, int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c,
               int64_t cRow, float alpha, bool accumulate, float* scratch) {
-  GemmTask task = {k,     a.data, 0, a.row, a.col, b.data,     0,
-                   b.row, b.col,  c, cRow,  alpha, accumulate, nullptr};
-  isa.gemm(&task, 0, m, 0, n, scratch);
+  GemmTask task = gemmTask(m, n, k, {a.data, 0, a.row, a.col}, {b.data, 0, b.row, b.col}, c, cRow);
+  task.alpha = alpha;
+  task.accumulate = accumulate;
+  isa.product.gemm(&task, 0, m, 0, n, scratch);
 }
 
 struct Tile {
@@ -121,11 +122,11 @@ bool finiteRows(const IsaTable& isa, const float* x, int64_t rows, int64_t step,
 struct Scratch {
   float *gemm, *scores, *weights, *delta;
   static int64_t size(const IsaTable& isa) {
-    return isa.scratch + 2 * kQueries * kKeys + 4 * kQueries;
+    return isa.product.scratch + 2 * kQueries * kKeys + 4 * kQueries;
   }
   Scratch(const IsaTable& isa, float* base)
       : gemm(base),
-        scores(base + isa.scratch),
+        scores(base + isa.product.scratch),
         weights(scores + kQueries * kKeys),
         delta(weights + kQueries * kKeys) {}
 };

@@ -4,9 +4,27 @@ extern "C" const lowrank::IsaTable lowrankIsaGeneric;
 #if defined(__x86_64__)
 extern "C" const lowrank::IsaTable lowrankIsaAvx2;
 extern "C" const lowrank::IsaTable lowrankIsaAvx512;
+extern "C" const lowrank::GemmKernels lowrankBrainProduct;
 #endif
 
 namespace lowrank {
+
+#if defined(__x86_64__)
+namespace {
+
+// AVX-512 with products of bf16 pairs beside the exact ones.
+const IsaTable* avx512bf16() {
+  static const IsaTable table = [] {
+    IsaTable t = lowrankIsaAvx512;
+    t.name = "avx512bf16";
+    t.brainProduct = &lowrankBrainProduct;
+    return t;
+  }();
+  return &table;
+}
+
+}  // namespace
+#endif
 
 int supportedIsas(const IsaTable** tables, int capacity) {
   int n = 0;
@@ -16,6 +34,8 @@ int supportedIsas(const IsaTable** tables, int capacity) {
               __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && n < capacity) tables[n++] = avx512bf16();
   if (avx512 && n < capacity) tables[n++] = &lowrankIsaAvx512;
   if (avx2 && n < capacity) tables[n++] = &lowrankIsaAvx2;
 #endif

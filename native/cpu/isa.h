@@ -32,7 +32,7 @@ enum UnaryGrad { kSiluGrad, kGeluErfGrad, kGeluTanhGrad, kUnaryGradCount };
 
 // C[M,N] = alpha * A[M,K] B[K,N] (+ C) (+ bias[N]). Strides in elements; types are DType codes.
 struct GemmTask {
-  int64_t k;
+  int64_t m, n, k;
   const void* a;
   int aType;
   int64_t aRow, aCol;
@@ -40,10 +40,40 @@ struct GemmTask {
   int bType;
   int64_t bRow, bCol;
   float* c;
-  int64_t cRow;
+  int64_t cRow, cCol;  // cCol is 1 but in few(), where cRow may be 1 instead
   float alpha;
   bool accumulate;
   const float* bias;
+  int64_t k0, k1;              // the part of K to add now: whole blocks, in order
+  const float *aPack, *bPack;  // all of A or of B for that part, packed; or null
+};
+
+// The products of one kind of arithmetic. An element's bits depend on K and its own row and column
+// only, whichever of the functions computes it and however the work is cut.
+struct GemmKernels {
+  int64_t rowTile, colTile;     // of the register block
+  int64_t rowBlock, colBlock;   // most rows or columns that a call packs at once
+  int64_t scratch;              // floats of scratch that a call needs
+  int64_t pair;                 // elements of K in one packed float: 1, or 2 of bf16
+  int64_t fewRows, fewCols;     // limits of few()
+  int64_t narrowCols;           // most columns that narrow() is for
+  int64_t (*depth)(int64_t k);  // elements of K in one block
+  // Rows or columns with the last panel filled up; times depth()/pair, floats of a packed block.
+  int64_t (*paddedRows)(int64_t m);
+  int64_t (*paddedCols)(int64_t n);
+  // Packs rows [m0,m1) or columns [n0,n1) for `elements` of K from p0; m0 and n0 are whole tiles.
+  void (*packRows)(const GemmTask* task, int64_t m0, int64_t m1, int64_t p0, int64_t elements,
+                   float* to);
+  void (*packCols)(const GemmTask* task, int64_t n0, int64_t n1, int64_t p0, int64_t elements,
+                   float* to);
+  // The part [m0,m1) x [n0,n1) of C on the calling thread, m0 and n0 whole tiles.
+  void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+               float* scratch);
+  // At most fewRows rows by columns [n0,n1) in whole tiles, with aPack and bCol of 1.
+  void (*few)(const GemmTask* task, int64_t n0, int64_t n1, float* scratch);
+  // Rows [m0,m1) of an f32 A with aCol of 1 by all of at most narrowCols columns, with bPack; or
+  // null.
+  void (*narrow)(const GemmTask* task, int64_t m0, int64_t m1);
 };
 
 struct AdamWStep {
@@ -58,14 +88,9 @@ struct DropoutKey {
 
 struct IsaTable {
   const char* name;
-  int rowTile, colTile;  // of the register block
-  int64_t colBlock;      // most columns of one gemm call that stay in cache
-  int64_t scratch;       // floats of scratch that one gemm call needs
-
-  // The part [m0,m1) x [n0,n1) of C, on the calling thread. An element's arithmetic depends on K
-  // and its own row and column only.
-  void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-               float* scratch);
+  GemmKernels product;
+  // The same with factors rounded to bf16 and sums in f32, for f32 and bf16; or null.
+  const GemmKernels* brainProduct;
 
   void (*widenF16)(const uint16_t* x, float* y, int64_t n);
   void (*widenBf16)(const uint16_t* x, float* y, int64_t n);

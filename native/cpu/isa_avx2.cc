@@ -16,6 +16,7 @@
 #define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
 #define VEC_PARTIAL
 #define VEC_SQRT
+#define VEC_FUSED
 #define VEC_HALF
 
 namespace lowrank {
@@ -31,6 +32,7 @@ inline __m256i firstLanes(int64_t n) {
 }
 inline __m256 loadPart(const float* p, int64_t n) { return _mm256_maskload_ps(p, firstLanes(n)); }
 inline void storePart(float* p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, firstLanes(n), v); }
+inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256 root(__m256 x) { return _mm256_sqrt_ps(x); }
 
 typedef uint16_t halves8 __attribute__((vector_size(16)));

@@ -21,6 +21,35 @@ class Floats {
 // Tensor i of f32, f16 or bf16.
 Floats floats(const Args& args, size_t i);
 
+// One factor of a product; steps in elements, the type a DType code.
+struct Factor {
+  const void* data;
+  int type;
+  int64_t row, col;
+};
+
+// C [m,n] = A B over all of K, to be changed as needed.
+inline GemmTask gemmTask(int64_t m, int64_t n, int64_t k, const Factor& a, const Factor& b,
+                         float* c, int64_t cRow) {
+  GemmTask t = {};
+  t.m = m;
+  t.n = n;
+  t.k = t.k1 = k;
+  t.a = a.data;
+  t.aType = a.type;
+  t.aRow = a.row;
+  t.aCol = a.col;
+  t.b = b.data;
+  t.bType = b.type;
+  t.bRow = b.row;
+  t.bCol = b.col;
+  t.c = c;
+  t.cRow = cRow;
+  t.cCol = 1;
+  t.alpha = 1.0f;
+  return t;
+}
+
 // Copies a block of `dims` between strided tensors; strides in elements, a source stride may be 0.
 void copyStrided(Context& context, char* to, const int64_t* toStrides, const char* from,
                  const int64_t* fromStrides, const int64_t* dims, int rank, size_t elementSize);

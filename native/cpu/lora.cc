@@ -32,8 +32,8 @@ void addLowRankRows(const Args& args) {
   for (size_t i = 0; i < adapters; i++) {
     const View &a = args[2 + 2 * i], &b = args[3 + 2 * i];
     EXPECT(args,
-           isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
-               a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0],
+           isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 && a.dims[1] == in &&
+               b.dims[0] == out && b.dims[1] == a.dims[0],
            "A [r, I] and B [O, r]", a.describe() + " and " + b.describe());
     most = std::max(most, a.dims[0]);
   }
@@ -47,8 +47,8 @@ void addLowRankRows(const Args& args) {
   int64_t each = x.rows() / batch, limit = std::max<int64_t>(each, 64);
   std::vector<Segment> segments;
   for (int64_t b = 0; b < batch; b++) {
-    int group = static_cast<int>(args.integer(adapters + static_cast<size_t>(b), -1,
-                                              static_cast<int64_t>(adapters) - 1));
+    int group = static_cast<int>(
+        args.integer(adapters + static_cast<size_t>(b), -1, static_cast<int64_t>(adapters) - 1));
     if (group < 0 || most == 0) continue;
     Segment* last = segments.empty() ? nullptr : &segments.back();
     if (last && last->group == group && last->to == b * each &&
@@ -58,10 +58,10 @@ void addLowRankRows(const Args& args) {
       segments.push_back({b * each, (b + 1) * each, group});
     }
   }
-  const IsaTable& isa = *args.context.isa;
+  const GemmKernels& product = args.context.isa->product;
   int64_t longest = 0;
   for (const Segment& s : segments) longest = std::max(longest, s.to - s.from);
-  int64_t own = isa.scratch + longest * most;
+  int64_t own = product.scratch + longest * most;
   Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
                                           static_cast<uint64_t>(args.context.threads));
   float* scratch = held.as<float>();
@@ -72,17 +72,16 @@ void addLowRankRows(const Args& args) {
     const View& b = args[3 + 2 * static_cast<size_t>(s.group)];
     int64_t r = a.dims[0], rows = s.to - s.from;
     if (r == 0 || in == 0) return;
-    float *work = scratch + worker * own, *h = work + isa.scratch;
+    float *work = scratch + worker * own, *h = work + product.scratch;
     const char* row = static_cast<const char*>(x.data) + static_cast<size_t>(s.from * in) * xSize;
-    float s32 = static_cast<float>(args.attrs[s.group]);
-    GemmTask down = {in, row, static_cast<int>(x.dtype), in, 1, a.data, static_cast<int>(a.dtype),
-                     1, in, h, r, s32, false, nullptr};
-    isa.gemm(&down, 0, rows, 0, r, work);
-    GemmTask up = {r, h, static_cast<int>(DType::f32), r, 1, b.data, static_cast<int>(b.dtype),
-                   1, r, sum + s.from * out, out, 1.0f, true, nullptr};
-    for (int64_t n = 0; n < out; n += isa.colBlock) {
-      isa.gemm(&up, 0, rows, n, std::min(n + isa.colBlock, out), work);
-    }
+    GemmTask down = gemmTask(rows, r, in, {row, static_cast<int>(x.dtype), in, 1},
+                             {a.data, static_cast<int>(a.dtype), 1, in}, h, r);
+    down.alpha = static_cast<float>(args.attrs[s.group]);
+    product.gemm(&down, 0, rows, 0, r, work);
+    GemmTask up = gemmTask(rows, out, r, {h, static_cast<int>(DType::f32), r, 1},
+                           {b.data, static_cast<int>(b.dtype), 1, r}, sum + s.from * out, out);
+    up.accumulate = true;
+    product.gemm(&up, 0, rows, 0, out, work);
   });
 }
 

@@ -1,5 +1,6 @@
 // Matrix products: matmul with batches and transposes, and linear. Blocks of the output are tasks.
 #include <algorithm>
+#include <utility>
 
 #include "kernels.h"
 
@@ -7,80 +8,228 @@ namespace lowrank {
 
 namespace {
 
-struct Tiling {
-  int64_t rows, cols;    // of one task
-  int64_t down, across;  // tasks along M and N
-};
-
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A task of mb x nb packs mb*K + nb*K elements for mb*nb*K products: near-square tasks pack least.
-Tiling tile(const Context& c, int64_t m, int64_t n, int64_t k, int64_t batch) {
-  const IsaTable& isa = *c.isa;
-  double work = 2.0 * static_cast<double>(m) * static_cast<double>(n) *
-                static_cast<double>(std::max<int64_t>(k, 1));
-  bool deep = k > 512;  // long sums, as of weight gradients: every task reads much, so few tasks
-  constexpr double kTask = 1.0e6;  // flops worth handing to another thread
-  int64_t want = c.threads <= 1
-                     ? 1
-                     : static_cast<int64_t>(std::min(work / kTask, c.threads * (deep ? 2.0 : 4.0) /
-                                                                       static_cast<double>(batch)));
-  want = std::max<int64_t>(want, 1);
-  // With many depth blocks the task's part of C is read and written often: it should stay in cache.
-  if (deep) want = std::max(want, ceilDiv(m, 48 * isa.rowTile));
-  int64_t mostDown = ceilDiv(m, isa.rowTile), mostAcross = ceilDiv(n, isa.colTile);
-  Tiling best = {m, n, 1, 1};
-  double bestCost = 1e300;
-  for (int64_t across = std::min(mostAcross, ceilDiv(n, isa.colBlock)); across <= mostAcross;
-       across++) {
-    int64_t cols = ceilDiv(mostAcross, across) * isa.colTile;
-    int64_t down = std::min(mostDown, ceilDiv(want, ceilDiv(n, cols)));
-    int64_t rows = ceilDiv(mostDown, down) * isa.rowTile;
-    double cost =
-        1.0 / static_cast<double>(std::min(rows, m)) + 1.0 / static_cast<double>(std::min(cols, n));
-    int64_t tasks = ceilDiv(m, rows) * ceilDiv(n, cols);
-    if (tasks < want) cost += 1;  // leaves threads idle
-    if (cost < bestCost) {
-      bestCost = cost;
-      best = {rows, cols, ceilDiv(m, rows), ceilDiv(n, cols)};
-    }
+constexpr int64_t kShared = int64_t{2} << 20;  // floats of a factor that all threads read, packed
+constexpr int64_t kPackChunk = 32768;          // floats to pack that are worth handing over
+constexpr double kTaskFlops = 1.0e6, kTaskBytes = 65536;  // and work
+constexpr int64_t kPartsPerThread = 6;  // so that a thread whose core is taken delays little
+
+// Parts to cut a product into: one thread needs none.
+int64_t partsFor(const Context& c, const GemmTask& t) {
+  if (c.threads <= 1) return 1;
+  double flops =
+      2.0 * static_cast<double>(t.m) * static_cast<double>(t.n) * static_cast<double>(t.k);
+  double bytes = 4.0 * static_cast<double>(t.k) * static_cast<double>(t.m + t.n) +
+                 4.0 * static_cast<double>(t.m) * static_cast<double>(t.n);
+  double worth = std::max(flops / kTaskFlops, bytes / kTaskBytes);
+  return std::max<int64_t>(1, static_cast<int64_t>(std::min(
+                                  worth, 1.0 * static_cast<double>(kPartsPerThread * c.threads))));
+}
+
+// Width of a part of `total` lines in whole tiles, at least `least` and at most `most`.
+int64_t partOf(int64_t total, int64_t parts, int64_t tile, int64_t least, int64_t most) {
+  int64_t width = std::min(std::max(ceilDiv(total, parts), least), most);
+  return ceilDiv(width, tile) * tile;
+}
+
+// Scratch of every thread for one product.
+class Scratch {
+ public:
+  Scratch(Context& c, const GemmKernels& g)
+      : size_(g.scratch), held_(c.memory, bytesOf(g.scratch * c.threads)) {}
+  float* of(int worker) const { return held_.as<float>() + worker * size_; }
+  static uint64_t bytesOf(int64_t floats) { return static_cast<uint64_t>(floats) * sizeof(float); }
+
+ private:
+  int64_t size_;
+  Workspace held_;
+};
+
+// All rows of A (or columns of B) for the part [k0,k1) of K.
+void packAll(Context& c, const GemmKernels& g, const GemmTask& t, bool rows, float* to) {
+  int64_t step = g.depth(t.k), lines = rows ? t.m : t.n, tile = rows ? g.rowTile : g.colTile;
+  int64_t padded = rows ? g.paddedRows(lines) : g.paddedCols(lines);
+  int64_t group = partOf(lines, 1, tile, 0, ceilDiv(kPackChunk * g.pair, step));
+  int64_t groups = ceilDiv(lines, group), blocks = ceilDiv(t.k1 - t.k0, step);
+  c.ranges(groups * blocks, 1, [&](int64_t i, int64_t, int) {
+    int64_t p0 = t.k0 + i / groups * step, elements = std::min(step, t.k1 - p0);
+    int64_t from = i % groups * group, end = std::min(from + group, lines);
+    int64_t steps = ceilDiv(elements, g.pair);
+    (rows ? g.packRows : g.packCols)(&t, from, end, p0, elements,
+                                     to + (p0 - t.k0) / g.pair * padded + from * steps);
+  });
+}
+
+// f(task) for each part of K for which all of A (or of B) is packed once, for every thread.
+template <class F>
+void withPacked(Context& c, const GemmKernels& g, GemmTask t, bool rows, F f) {
+  int64_t step = g.depth(t.k), padded = rows ? g.paddedRows(t.m) : g.paddedCols(t.n);
+  int64_t blocks = std::max<int64_t>(1, kShared / (padded * ceilDiv(step, g.pair)));
+  int64_t span = std::min(blocks * step, ceilDiv(t.k, step) * step);
+  Workspace held(c.memory, Scratch::bytesOf(padded * ceilDiv(span, g.pair)));
+  for (t.k0 = 0; t.k0 < t.k; t.k0 += span) {
+    t.k1 = std::min(t.k0 + span, t.k);
+    packAll(c, g, t, rows, held.as<float>());
+    (rows ? t.aPack : t.bPack) = held.as<float>();
+    f(t);
   }
-  return best;
+}
+
+// The parts of C with [m0,m1) and [n0,n1).
+template <class F>
+void blocks(Context& c, const GemmTask& t, int64_t rows, int64_t cols, F f) {
+  int64_t down = ceilDiv(t.m, rows), across = ceilDiv(t.n, cols);
+  c.ranges(down * across, 1, [&](int64_t i, int64_t, int worker) {
+    int64_t m0 = i / across * rows, n0 = i % across * cols;
+    f(m0, std::min(m0 + rows, t.m), n0, std::min(n0 + cols, t.n), worker);
+  });
+}
+
+// Cut along the longer side of C; the factor of the other side is packed once for all, and each
+// part packs its own share of the other factor, so that nothing is packed twice.
+void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
+  int64_t parts = partsFor(c, task);
+  bool byColumns = task.n >= task.m;
+  int64_t most = byColumns ? g.colBlock : g.rowBlock;
+  int64_t rows = task.m, cols = task.n;
+  if (byColumns) {
+    cols = partOf(task.n, parts, g.colTile, 2 * g.colTile, most);
+    rows = partOf(task.m, ceilDiv(parts, 2 * ceilDiv(task.n, cols)), g.rowTile, g.rowBlock, task.m);
+  } else {
+    rows = partOf(task.m, parts, g.rowTile, 4 * g.rowTile, most);
+    cols = partOf(task.n, ceilDiv(parts, 2 * ceilDiv(task.m, rows)), g.colTile, g.colBlock, task.n);
+  }
+  Scratch scratch(c, g);
+  withPacked(c, g, task, byColumns, [&](const GemmTask& t) {
+    blocks(c, t, rows, cols, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int worker) {
+      g.gemm(&t, m0, m1, n0, n1, scratch.of(worker));
+    });
+  });
+}
+
+// A few rows: B is what there is to read, once, by every thread its share of the columns.
+void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
+  int64_t parts = partsFor(c, task);
+  bool streamed = task.bCol == 1;
+  int64_t cols = streamed ? partOf(task.n, parts, g.colTile, 8 * g.colTile, g.fewCols)
+                          : partOf(task.n, parts, g.colTile, g.colTile, task.n);
+  int64_t whole = task.n / g.colTile * g.colTile;
+  Scratch scratch(c, g);
+  withPacked(c, g, task, true, [&](const GemmTask& t) {
+    blocks(c, t, t.m, cols, [&](int64_t, int64_t, int64_t n0, int64_t n1, int worker) {
+      int64_t end = streamed ? std::min(n1, whole) : n0;
+      if (end > n0) g.few(&t, n0, end, scratch.of(worker));
+      if (n1 > end) g.gemm(&t, 0, t.m, std::max(n0, end), n1, scratch.of(worker));
+    });
+  });
+}
+
+// A few columns and A stored by columns: Cᵀ = Bᵀ Aᵀ is a product of a few rows.
+void fewColumns(Context& c, const GemmKernels& g, const GemmTask& task) {
+  GemmTask t = task;
+  t.m = task.n;
+  t.n = task.m / g.colTile * g.colTile;
+  std::swap(t.a, t.b);
+  std::swap(t.aType, t.bType);
+  t.aRow = task.bCol;
+  t.aCol = task.bRow;
+  t.bRow = task.aCol;
+  t.bCol = task.aRow;
+  t.cRow = task.cCol;
+  t.cCol = task.cRow;
+  if (t.n > 0) fewRows(c, g, t);
+  if (t.n == task.m) return;
+  Scratch scratch(c, g);
+  g.gemm(&task, t.n, task.m, 0, task.n, scratch.of(0));
+}
+
+// Many rows of few columns, as x Aᵀ of a low rank: B is packed, A is read where it lies.
+void narrowProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
+  int64_t rows = partOf(task.m, partsFor(c, task), 8, 16, task.m);
+  withPacked(c, g, task, false, [&](const GemmTask& t) {
+    blocks(c, t, rows, t.n,
+           [&](int64_t m0, int64_t m1, int64_t, int64_t, int) { g.narrow(&t, m0, m1); });
+  });
+}
+
+void single(Context& c, const GemmKernels& g, const GemmTask& t) {
+  constexpr int64_t kSmall = 64 * 64 * 64;
+  bool narrow = g.narrow && t.n <= g.narrowCols && t.aCol == 1 && t.aType == 0;
+  if (t.m <= g.fewRows) return fewRows(c, g, t);
+  if (t.m * t.n * t.k <= kSmall) {
+    Scratch scratch(c, g);
+    return g.gemm(&t, 0, t.m, 0, t.n, scratch.of(0));
+  }
+  if (t.n <= g.fewRows && t.aRow == 1 && !t.bias) return fewColumns(c, g, t);
+  if (narrow) return narrowProduct(c, g, t);
+  largeProduct(c, g, t);
 }
 
 struct Batched {
-  int64_t m, n, batch;
+  int64_t batch;
   const int64_t *aOffsets, *bOffsets;  // elements, one for each batch; null for a single one
 };
 
-void product(Context& c, const GemmTask& task, const Batched& s) {
-  if (s.m == 0 || s.n == 0 || s.batch == 0) return;
-  Tiling t = tile(c, s.m, s.n, task.k, s.batch);
-  const IsaTable& isa = *c.isa;
-  Workspace held(c.memory, static_cast<uint64_t>(isa.scratch) * sizeof(float) *
-                               static_cast<uint64_t>(c.threads));
-  float* scratch = held.as<float>();
+// Large matrices one after the other, each on all threads; small ones several to a chunk.
+void batched(Context& c, const GemmKernels& g, const GemmTask& task, const Batched& s) {
   size_t aSize = dtypeSize(static_cast<DType>(task.aType)),
          bSize = dtypeSize(static_cast<DType>(task.bType));
-  int64_t perBatch = t.down * t.across;
-  double work = 2.0 * static_cast<double>(s.m * s.n) * static_cast<double>(task.k);
-  // Small matrices of a batch go several to a chunk.
-  int64_t grain = std::max<int64_t>(
-      1, static_cast<int64_t>(2.5e5 * static_cast<double>(perBatch) / std::max(work, 1.0)));
-  c.ranges(s.batch * perBatch, grain, [&](int64_t from, int64_t to, int worker) {
+  auto at = [&](int64_t i) {
+    GemmTask t = task;
+    t.a = static_cast<const char*>(task.a) + static_cast<size_t>(s.aOffsets[i]) * aSize;
+    t.b = static_cast<const char*>(task.b) + static_cast<size_t>(s.bOffsets[i]) * bSize;
+    t.c = task.c + i * task.m * task.n;
+    return t;
+  };
+  double flops =
+      2.0 * static_cast<double>(task.m) * static_cast<double>(task.n) * static_cast<double>(task.k);
+  if (flops > 64 * kTaskFlops) {
+    for (int64_t i = 0; i < s.batch; i++) single(c, g, at(i));
+    return;
+  }
+  Scratch scratch(c, g);
+  int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(2.5e5 / std::max(flops, 1.0)));
+  c.ranges(s.batch, grain, [&](int64_t from, int64_t to, int worker) {
     for (int64_t i = from; i < to; i++) {
-      int64_t batch = i / perBatch, m0 = i % perBatch / t.across * t.rows,
-              n0 = i % t.across * t.cols;
-      GemmTask g = task;
-      if (s.aOffsets) {
-        g.a = static_cast<const char*>(task.a) + static_cast<size_t>(s.aOffsets[batch]) * aSize;
-        g.b = static_cast<const char*>(task.b) + static_cast<size_t>(s.bOffsets[batch]) * bSize;
-        g.c = task.c + batch * s.m * s.n;
-      }
-      isa.gemm(&g, m0, std::min(m0 + t.rows, s.m), n0, std::min(n0 + t.cols, s.n),
-               scratch + worker * isa.scratch);
+      GemmTask t = at(i);
+      g.gemm(&t, 0, t.m, 0, t.n, scratch.of(worker));
     }
   });
+}
+
+// A factor of f32 rounded to bf16, in scratch memory.
+Workspace rounded(Context& c, const void* data, int64_t count) {
+  Workspace held(c.memory, static_cast<uint64_t>(count) * sizeof(uint16_t));
+  const float* from = static_cast<const float*>(data);
+  uint16_t* to = held.as<uint16_t>();
+  c.ranges(count, Context::kGrain,
+           [&](int64_t b, int64_t e, int) { c.isa->narrowBf16(from + b, to + b, e - b); });
+  return held;
+}
+
+// aCount and bCount are all elements of the factors.
+void product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batched& s) {
+  if (t.m == 0 || t.n == 0 || s.batch == 0) return;
+  auto run = [&](const GemmKernels& g) {
+    if (s.aOffsets) {
+      batched(c, g, t, s);
+    } else {
+      single(c, g, t);
+    }
+  };
+  constexpr int kFloat = static_cast<int>(DType::f32), kBrain = static_cast<int>(DType::bf16);
+  auto fits = [&](int type) { return type == kFloat || type == kBrain; };
+  bool brain =
+      c.brain && (t.aType == kBrain || t.bType == kBrain) && fits(t.aType) && fits(t.bType);
+  if (!brain) return run(c.isa->product);
+  if (c.isa->brainProduct) return run(*c.isa->brainProduct);
+  bool isA = t.aType == kFloat;
+  if (!isA && t.bType != kFloat) return run(c.isa->product);
+  Workspace held = rounded(c, isA ? t.a : t.b, isA ? aCount : bCount);
+  (isA ? t.a : t.b) = held.as<uint16_t>();
+  (isA ? t.aType : t.bType) = kBrain;
+  run(c.isa->product);
 }
 
 // y = 0 + bias, or untouched where it accumulates: what a product over no terms is.
@@ -135,60 +284,47 @@ void matmul(const Args& args) {
   EXPECT(args, y.dim(-2) == m && y.dim(-1) == n,
          "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]", y.describe());
   std::vector<int64_t> aOffsets = batchOffsets(args, 0), bOffsets = batchOffsets(args, 1);
-  GemmTask g = {};
-  g.k = k;
-  g.a = a.data;
-  g.aType = static_cast<int>(a.dtype);
-  g.aRow = ta ? 1 : k;
-  g.aCol = ta ? m : 1;
-  g.b = b.data;
-  g.bType = static_cast<int>(b.dtype);
-  g.bRow = tb ? 1 : n;
-  g.bCol = tb ? k : 1;
-  g.c = y.as<float>();
-  g.cRow = n;
+  GemmTask g =
+      gemmTask(m, n, k, {a.data, static_cast<int>(a.dtype), ta ? 1 : k, ta ? m : 1},
+               {b.data, static_cast<int>(b.dtype), tb ? 1 : n, tb ? k : 1}, y.as<float>(), n);
   g.alpha = static_cast<float>(args.attrs[2]);
   g.accumulate = args.integer(3, 0, 1) != 0;
   int64_t batch = static_cast<int64_t>(aOffsets.size());
   if (emptyDepth(g, batch * m, n)) return;
   bool whole = a.rank == y.rank && a.product(0, a.rank - 2) == batch;
   if (batch > 1 && !ta && whole && b.product(0, b.rank - 2) == 1) {
-    return product(args.context, g, {batch * m, n, 1, nullptr, nullptr});  // one tall product
+    g.m = batch * m;  // one tall product
+    batch = 1;
   }
-  product(args.context, g, {m, n, batch, aOffsets.data(), bOffsets.data()});
+  Batched s = {batch, nullptr, nullptr};
+  if (batch != 1) s = {batch, aOffsets.data(), bOffsets.data()};
+  product(args.context, g, a.count, b.count, s);
 }
 
 void linear(const Args& args) {
   EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
-  args.counts(args.count, 0);
-  bool biased = args.count == 4;
+  args.counts(args.count, args.attrCount ? 1 : 0);
+  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
   const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
   EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
          x.describe() + " and " + w.describe());
   EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
          x.describe() + ", " + w.describe() + " and " + y.describe());
-  int64_t k = x.last(), n = w.dims[0], m = x.rows();
-  EXPECT(args, w.dims[1] == k, "a weight of [O, " + std::to_string(k) + "]", w.describe());
+  int64_t k = x.last(), n = w.dims[turned ? 1 : 0], m = x.rows();
+  EXPECT(args, w.dims[turned ? 0 : 1] == k,
+         turned ? "a weight of [" + std::to_string(k) + ", O]"
+                : "a weight of [O, " + std::to_string(k) + "]",
+         w.describe());
   EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]",
          y.describe());
   if (biased) args.shaped(2, {n});
   Floats bias = biased ? floats(args, 2) : Floats(nullptr);
-  GemmTask g = {k,
-                x.data,
-                static_cast<int>(x.dtype),
-                k,
-                1,
-                w.data,
-                static_cast<int>(w.dtype),
-                1,
-                k,
-                y.as<float>(),
-                n,
-                1.0f,
-                false,
-                bias};
+  GemmTask g = gemmTask(m, n, k, {x.data, static_cast<int>(x.dtype), k, 1},
+                        {w.data, static_cast<int>(w.dtype), turned ? n : 1, turned ? 1 : k},
+                        y.as<float>(), n);
+  g.bias = bias;
   if (emptyDepth(g, m, n)) return;
-  product(args.context, g, {m, n, 1, nullptr, nullptr});
+  product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
 }
 
 }  // namespace

@@ -4,7 +4,6 @@ import { failure, shapeText } from '../tensor/errors.js';
 import { broadcastShapes, numel, type Shape, sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
 import { reshape, sum, sumTo } from './broadcast.js';
-import { cast } from './cast.js';
 import { add } from './elementwise.js';
 
 /** Whether each operand is read transposed. */
@@ -190,13 +189,7 @@ const linearOp = defineOp<LinearAttrs>({
     const dtype = computeDType([rows.dtype, weight.dtype]);
     const out = weight.shape[transposed ? 1 : 0] as number;
     const y = Tensor.empty(backend, [...shape.slice(0, -1), out], dtype);
-    if (!transposed) backend.run('linear', b ? [rows, weight, b, y] : [rows, weight, y], []);
-    else {
-      // The bias in every row first, and the product added to it.
-      const flat = flatRows(y);
-      if (b) backend.run('broadcast', [b.dtype === dtype ? b : cast(b, dtype), flat], []);
-      backend.run('matmul', [flatRows(rows), weight, flat], [0, 0, 1, b ? 1 : 0]);
-    }
+    backend.run('linear', b ? [rows, weight, b, y] : [rows, weight, y], [transposed ? 1 : 0]);
     return { output: y };
   },
   // y = x wᵀ + b: dx = dy w, dw = dyᵀ x, db = Σ dy; transposed: dx = dy wᵀ, dw = xᵀ dy

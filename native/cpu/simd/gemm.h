@@ -1,13 +1,23 @@
 // The packed, register-blocked product. Panels of kRows rows of A and kCols = kVecs*kWidth columns
-// of B; K in blocks of at most kDepth whose number depends on K only.
+// of B; K in blocks of at most kDepth steps whose number depends on K only. A step is one element
+// of K, or kPair = 2 of them where the processor multiplies pairs of bf16 into f32 sums.
+//
+// An element of C is, for each block of K, a sum in the order of K in one register, then
+// alpha * sum + what was there: whatever path computes it, the bits are the same.
 
 namespace {
 
 constexpr int kCols = kVecs * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kRowBlock = kRows * 12;
-constexpr int64_t kColBlock = 512;
-constexpr int64_t kScratch = kRowBlock * kDepth + kColBlock * kDepth + 64;
+constexpr int64_t kColBlock = 256;
+constexpr int64_t kScratch = (kRowBlock + kColBlock) * kDepth + 64;
+constexpr int64_t kStreamCols = 1024;  // most columns of one few() call: their sums stay in cache
+constexpr int64_t kSumStep = kStreamCols + kWidth;  // floats between rows: not all in one cache set
+constexpr int64_t kStreamDepth = 16;                // lines of B that are read side by side
+constexpr int kDirectRows = 8;
+constexpr int64_t kNarrowCols = 64;
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 struct Half {
   uint16_t bits;
@@ -31,6 +41,33 @@ VEC_INLINE vf partAs(const Brain* p, int64_t n) {
   return widenBrain(v);
 }
 
+#ifdef GEMM_PAIRS
+#include "pairs.h"
+#else
+constexpr int kPair = 1;
+
+// kWidth steps of one line along K; of a part, n < kWidth elements, zeros behind.
+template <class T>
+VEC_INLINE vf alongK(const T* p) {
+  return loadAs(p);
+}
+template <class T>
+VEC_INLINE vf alongKPart(const T* p, int64_t n) {
+  return partAs(p, n);
+}
+// One step of K across kWidth lines that lie side by side.
+template <class T>
+VEC_INLINE vf acrossK(const T* p, int64_t, bool) {
+  return loadAs(p);
+}
+template <class T>
+VEC_INLINE vf acrossKPart(const T* p, int64_t n, int64_t, bool) {
+  return partAs(p, n);
+}
+VEC_INLINE vf splatStep(const float* p) { return splat(*p); }
+VEC_INLINE vf multiplyAdd(vf a, vf b, vf sum) { return fused(a, b, sum); }
+#endif
+
 // Transposes kWidth vectors in place: log2(kWidth) rounds of interleaving row i with row i +
 // kWidth/2.
 VEC_INLINE void transpose(vf* v) {
@@ -52,57 +89,63 @@ VEC_INLINE void transpose(vf* v) {
   }
 }
 
-// One panel whose lines run along the depth: dst[p * width + i] = src[i * step + p] for i < count,
-// zeros for count <= i < width.
+// One panel whose lines run along K: dst[s * width + i] = step s of line i for i < count, zeros for
+// count <= i < width. `elements` of K; `ahead` (or null) has the same shape and is read next.
 template <class T>
-static void packLines(const T* src, int64_t step, int64_t count, int64_t width, int64_t depth,
-                      float* dst) {
+static void packLines(const T* src, int64_t line, int64_t count, int64_t width, int64_t elements,
+                      const T* ahead, float* dst) {
+  constexpr int64_t kTile = kWidth * kPair;
   for (int64_t g = 0; g < width; g += kWidth) {
     int64_t filled = count - g < kWidth ? (count - g > 0 ? count - g : 0) : kWidth;
     int64_t kept = width - g < kWidth ? width - g : kWidth;
-    for (int64_t p = 0; p < depth; p += kWidth) {
-      int64_t deep = depth - p < kWidth ? depth - p : kWidth;
+    for (int64_t p = 0; p < elements; p += kTile) {
+      int64_t deep = elements - p < kTile ? elements - p : kTile;
+      int64_t steps = (deep + kPair - 1) / kPair;
       vf v[kWidth];
-      const T* from = src + g * step + p;
-      if (deep == kWidth && filled == kWidth) {
+      const T* from = src + g * line + p;
+      if (ahead) {
+        for (int64_t i = 0; i < filled; i++) __builtin_prefetch(ahead + (g + i) * line + p, 0, 2);
+      }
+      if (deep == kTile && filled == kWidth) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kWidth; i++) v[i] = loadAs(from + i * step);
+        for (int i = 0; i < kWidth; i++) v[i] = alongK(from + i * line);
       } else {
         for (int i = 0; i < kWidth; i++) {
-          v[i] = i >= filled      ? splat(0.0f)
-                 : deep == kWidth ? loadAs(from + i * step)
-                                  : partAs(from + i * step, deep);
+          v[i] = i >= filled     ? splat(0.0f)
+                 : deep == kTile ? alongK(from + i * line)
+                                 : alongKPart(from + i * line, deep);
         }
       }
       transpose(v);
-      float* to = dst + p * width + g;
-      if (kept == kWidth && deep == kWidth) {
+      float* to = dst + p / kPair * width + g;
+      if (kept == kWidth && steps == kWidth) {
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; i++) store(to + i * width, v[i]);
       } else if (kept == kWidth) {
-        for (int64_t i = 0; i < deep; i++) store(to + i * width, v[i]);
+        for (int64_t i = 0; i < steps; i++) store(to + i * width, v[i]);
       } else {
-        for (int64_t i = 0; i < deep; i++) storePart(to + i * width, v[i], kept);
+        for (int64_t i = 0; i < steps; i++) storePart(to + i * width, v[i], kept);
       }
     }
   }
 }
 
-// `rows` steps of the depth of one panel: to[p * width + i] = from[i * step + p * depthStep].
+// Steps of one panel, `elements` of K: to[s * width + i] = step s of line i.
 template <class T>
-VEC_INLINE void packStrip(const T* from, int64_t step, int64_t depthStep, int64_t have,
-                          int64_t width, int64_t rows, float* to) {
-  for (int64_t p = 0; p < rows; p++, from += depthStep, to += width) {
+VEC_INLINE void packStrip(const T* from, int64_t line, int64_t depth, int64_t have, int64_t width,
+                          int64_t elements, float* to) {
+  for (int64_t p = 0; p < elements; p += kPair, from += kPair * depth, to += width) {
+    bool single = elements - p < kPair;
     for (int64_t g = 0; g < width; g += kWidth) {
       int64_t filled = have - g;
       vf v = {};
-      if (step != 1) {
+      if (line != 1) {
         for (int64_t i = 0; i < kWidth && i < filled; i++)
-          v[i] = partAs(from + (g + i) * step, 1)[0];
+          v[i] = acrossKPart(from + (g + i) * line, 1, depth, single)[0];
       } else if (filled >= kWidth) {
-        v = loadAs(from + g);
+        v = acrossK(from + g, depth, single);
       } else if (filled > 0) {
-        v = partAs(from + g, filled);
+        v = acrossKPart(from + g, filled, depth, single);
       }
       if (width - g >= kWidth) {
         store(to + g, v);
@@ -113,44 +156,92 @@ VEC_INLINE void packStrip(const T* from, int64_t step, int64_t depthStep, int64_
   }
 }
 
-// All panels at once where a line runs across them, a few lines at a time, so that memory is read
-// almost in order; the last panel may be narrower. Steps other than 1 are picked one by one.
+// Floats of a panel's packed block: a step of each line.
+VEC_INLINE int64_t stepsOf(int64_t elements) { return (elements + kPair - 1) / kPair; }
+
+// All panels at once where neighbouring lines lie side by side, a few steps at a time, so that
+// memory is read almost in order; the last panel may be narrower.
 template <class T>
-static void packAcross(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t panel,
-                       int64_t lastPanel, int64_t depth, float* dst) {
+static void packAcross(const T* src, int64_t line, int64_t depth, int64_t count, int64_t panel,
+                       int64_t lastPanel, int64_t elements, float* dst) {
   constexpr int64_t kLines = 8;
-  for (int64_t p = 0; p < depth; p += kLines) {
-    int64_t rows = depth - p < kLines ? depth - p : kLines;
+  int64_t steps = stepsOf(elements);
+  for (int64_t p = 0; p < elements; p += kLines) {
+    int64_t some = elements - p < kLines ? elements - p : kLines;
     for (int64_t at = 0; at < count; at += panel) {
       int64_t have = count - at < panel ? count - at : panel;
       int64_t width = have < panel ? lastPanel : panel;
-      packStrip(src + at * step + p * depthStep, step, depthStep, have, width, rows,
-                dst + at * depth + p * width);
+      packStrip(src + at * line + p * depth, line, depth, have, width, some,
+                dst + at * steps + p / kPair * width);
     }
   }
 }
 
-// Rows (or columns) [0, count) as panels of `panel`, the last one of `lastPanel` if it is not full.
+// Lines [0, count) as panels of `panel`, the last one of `lastPanel` if it is not full.
 template <class T>
-static void packPanels(const T* src, int64_t step, int64_t depthStep, int64_t count, int64_t panel,
-                       int64_t lastPanel, int64_t depth, float* dst) {
-  if (depthStep != 1) return packAcross(src, step, depthStep, count, panel, lastPanel, depth, dst);
+static void packPanels(const T* src, int64_t line, int64_t depth, int64_t count, int64_t panel,
+                       int64_t lastPanel, int64_t elements, const T* ahead, float* dst) {
+  if (depth != 1) return packAcross(src, line, depth, count, panel, lastPanel, elements, dst);
+  int64_t steps = stepsOf(elements);
   for (int64_t at = 0; at < count; at += panel) {
     int64_t have = count - at < panel ? count - at : panel;
-    packLines(src + at * step, step, have, have < panel ? lastPanel : panel, depth,
-              dst + at * depth);
+    packLines(src + at * line, line, have, have < panel ? lastPanel : panel, elements,
+              ahead ? ahead + at * line : nullptr, dst + at * steps);
   }
 }
 
-static void pack(const void* src, int type, int64_t offset, int64_t step, int64_t depthStep,
-                 int64_t count, int64_t panel, int64_t lastPanel, int64_t depth, float* dst) {
+// `next` is how many elements further what is packed next lies, 0 where that is not known.
+static void pack(const void* src, int type, int64_t offset, int64_t line, int64_t depth,
+                 int64_t count, int64_t panel, int64_t lastPanel, int64_t elements, int64_t next,
+                 float* dst) {
   if (type == 1) {
-    packPanels((const Half*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
+    const Half* from = (const Half*)src + offset;
+    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
+               dst);
   } else if (type == 2) {
-    packPanels((const Brain*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
+    const Brain* from = (const Brain*)src + offset;
+    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
+               dst);
   } else {
-    packPanels((const float*)src + offset, step, depthStep, count, panel, lastPanel, depth, dst);
+    const float* from = (const float*)src + offset;
+    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
+               dst);
   }
+}
+
+// What is read next, asked for a few cache lines at a time while the present block is computed.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t run = 0, step = 0, left = 0;  // bytes of a run, bytes between runs, runs
+  int64_t done = 0, share = 0;          // bytes of the present run; cache lines at a time
+};
+
+VEC_INLINE void fetch(Ahead* f) {
+  for (int64_t n = 0; n < f->share && f->left > 0; n++) {
+    __builtin_prefetch(f->at + f->done, 0, 2);
+    f->done += kLine;
+    if (f->done >= f->run) {
+      f->done = 0;
+      f->at += f->step;
+      f->left--;
+    }
+  }
+}
+
+// Elements [p0, p1) of K of lines [i0, i1), spread over `calls` of the micro-kernel.
+static Ahead aheadOf(const void* data, int type, int64_t line, int64_t depth, int64_t i0,
+                     int64_t i1, int64_t p0, int64_t p1, int64_t calls) {
+  Ahead f;
+  int64_t size = type == 0 ? 4 : 2;
+  if (i1 <= i0 || p1 <= p0 || (line != 1 && depth != 1)) return f;
+  f.at = (const char*)data + (i0 * line + p0 * depth) * size;
+  bool along = depth == 1;
+  f.run = (along ? p1 - p0 : i1 - i0) * size;
+  f.step = (along ? line : depth) * size;
+  f.left = along ? i1 - i0 : p1 - p0;
+  int64_t lines = f.left * ((f.run + kLine - 1) / kLine);
+  f.share = (lines + calls - 1) / calls;
+  return f;
 }
 
 struct Update {
@@ -159,6 +250,13 @@ struct Update {
   const float* bias;  // at this panel's first column, or null
 };
 
+// One rounding for alpha * sum + (what was there + bias), everywhere the same.
+VEC_INLINE vf updated(vf sum, const float* c, const Update& u, int64_t column) {
+  vf base = u.accumulate ? load(c) : splat(0.0f);
+  if (u.bias) base += load(u.bias + column);
+  return fused(sum, splat(u.alpha), base);
+}
+
 // c[MR][NV*kWidth] (+)= alpha * a b (+ bias); a packed [depth][MR], b rows bStep apart.
 template <int MR, int NV>
 static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, float* c,
@@ -166,18 +264,22 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
+    __builtin_prefetch(c + i * cStep, 1, 3);
+    __builtin_prefetch(c + i * cStep + NV * kWidth - 1, 1, 3);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
   }
+  const int64_t panel = depth * MR;
   for (int64_t p = 0; p < depth; p++) {
     vf bv[NV];
+    __builtin_prefetch(a + panel, 0, 2);  // the next panel may lie in a farther cache
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
-      vf av = splat(a[i]);
+      vf av = splatStep(a + i);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[i][j] += av * bv[j];
+      for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, bv[j], acc[i][j]);
     }
     a += MR;
     b += bStep;
@@ -187,9 +289,7 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       float* at = c + i * cStep + j * kWidth;
-      vf base = u.accumulate ? load(at) : splat(0.0f);
-      if (u.bias) base += load(u.bias + j * kWidth);
-      store(at, acc[i][j] * u.alpha + base);
+      store(at, updated(acc[i][j], at, u, j * kWidth));
     }
   }
 }
@@ -202,6 +302,25 @@ VEC_INLINE int blockRows(int64_t rows) {
   if (rows > 8 || rows >= kRows) return kRows;
   if (rows > 4) return kRows < 8 ? kRows : 8;
   return rows > 2 ? 4 : (int)rows;
+}
+
+VEC_INLINE int64_t blockCols(int64_t cols) { return kVecs > 1 && cols <= kWidth ? kWidth : kCols; }
+
+// Rows and columns with the last panel filled up, as they are packed.
+static int64_t paddedRows(int64_t m) {
+  int64_t rest = m % kRows;
+  return m - rest + (rest ? blockRows(rest) : 0);
+}
+static int64_t paddedCols(int64_t n) {
+  int64_t rest = n % kCols;
+  return n - rest + (rest ? blockCols(rest) : 0);
+}
+
+// Elements of K in one block.
+static int64_t depthOf(int64_t k) {
+  constexpr int64_t kMost = kDepth * kPair, kUnit = 8 * kPair;
+  int64_t blocks = (k + kMost - 1) / kMost;
+  return blocks ? ((k + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit : kUnit;
 }
 
 template <int NV>
@@ -220,11 +339,11 @@ static MicroKernel pick(int height) {
   }
 }
 
-// A block that sticks out of C is computed whole in a buffer by the same kernel.
-static void edge(MicroKernel kernel, int height, int64_t rows, int64_t cols, int64_t depth,
-                 const float* a, const float* b, int64_t bStep, float* c, int64_t cStep,
-                 const Update& u) {
-  alignas(64) float block[kRows * kCols];
+// A block that sticks out of C is computed whole in a buffer by `kernel(block, step, update)`.
+template <class F>
+VEC_INLINE void edge(int height, int64_t rows, int64_t cols, float* c, int64_t cStep,
+                     const Update& u, F kernel) {
+  alignas(64) float block[(kRows > kDirectRows ? kRows : kDirectRows) * kCols];
   alignas(64) float bias[kCols];
   Update v = u;
   for (int64_t i = 0; i < height; i++) {
@@ -236,69 +355,346 @@ static void edge(MicroKernel kernel, int height, int64_t rows, int64_t cols, int
     for (int64_t j = 0; j < kCols; j++) bias[j] = j < cols ? u.bias[j] : 0.0f;
     v.bias = bias;
   }
-  kernel(depth, a, b, bStep, block, kCols, v);
+  kernel(block, (int64_t)kCols, v);
   for (int64_t i = 0; i < rows; i++) {
     for (int64_t j = 0; j < cols; j++) c[i * cStep + j] = block[i * kCols + j];
   }
 }
 
-// One depth block: rows [m0,m1) by columns [n0,n1), B packed already (or read in place).
+static Update updateOf(const GemmTask* t, int64_t p0, int64_t column) {
+  return {t->alpha, p0 > 0 || t->accumulate, t->bias && p0 == 0 ? t->bias + column : nullptr};
+}
+
+// One block of K: rows [m0,m1) by columns [n0,n1), both packed from there on.
 static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t p0,
-                  int64_t depth, float* aPack, float* bPack, bool bInPlace) {
-  Update u = {t->alpha, p0 > 0 || t->accumulate, nullptr};
+                  int64_t steps, const float* aPack, const float* bPack, Ahead* ahead) {
+  for (int64_t j = n0; j < n1; j += kCols) {
+    int64_t cols = n1 - j < kCols ? n1 - j : kCols, panel = blockCols(cols);
+    const float* b = bPack + (j - n0) * steps;
+    Update u = updateOf(t, p0, j);
+    for (int64_t i = m0; i < m1; i += kRows) {
+      int64_t rows = m1 - i < kRows ? m1 - i : kRows;
+      int height = blockRows(rows);
+      MicroKernel kernel = panel < kCols ? pick<1>(height) : pick<kVecs>(height);
+      float* c = t->c + i * t->cRow + j;
+      const float* a = aPack + (i - m0) * steps;
+      fetch(ahead);
+      if (rows == height && cols == panel) {
+        kernel(steps, a, b, panel, c, t->cRow, u);
+      } else {
+        edge(height, rows, cols, c, t->cRow, u,
+             [&](float* block, int64_t blockStep, const Update& v) {
+               kernel(steps, a, b, panel, block, blockStep, v);
+             });
+      }
+    }
+  }
+}
+
+static void packRows(const GemmTask* t, int64_t m0, int64_t m1, int64_t p0, int64_t elements,
+                     float* to) {
+  pack(t->a, t->aType, m0 * t->aRow + p0 * t->aCol, t->aRow, t->aCol, m1 - m0, kRows,
+       blockRows((m1 - m0) % kRows), elements, 0, to);
+}
+
+static void packCols(const GemmTask* t, int64_t n0, int64_t n1, int64_t p0, int64_t elements,
+                     float* to) {
+  pack(t->b, t->bType, n0 * t->bCol + p0 * t->bRow, t->bCol, t->bRow, n1 - n0, kCols,
+       blockCols((n1 - n0) % kCols), elements, 0, to);
+}
+
+// Calls of the micro-kernel for a part of C.
+VEC_INLINE int64_t callsOf(int64_t m, int64_t n) {
+  return ((m + kRows - 1) / kRows) * ((n + kCols - 1) / kCols);
+}
+
+// Columns in blocks that are packed here, each for all rows. Few rows meet a panel once or twice,
+// so one panel at a time, which stays in the nearest cache, and what follows is fetched meanwhile.
+static void byColumns(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                      float* scratch) {
+  float *aHere = scratch, *bHere = scratch + kRowBlock * kDepth;
+  int64_t step = depthOf(t->k), height = paddedRows(t->m);
+  bool few = t->aPack && m1 - m0 <= 2 * kRows;
+  int64_t block = few ? kCols : kColBlock;
+  for (int64_t nb = n0; nb < n1; nb += block) {
+    int64_t ne = nb + block < n1 ? nb + block : n1;
+    for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
+      int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
+      bool last = p0 + step >= t->k1;
+      int64_t nextCol = last ? ne : nb, nextDepth = last ? t->k0 : p0 + step;
+      int64_t nextEnd = nextDepth + step < t->k1 ? nextDepth + step : t->k1;
+      int64_t nextCols = nextCol + block < n1 ? nextCol + block : n1;
+      // Only whole blocks are fetched in advance here; the rest is little.
+      bool like = nextCols - nextCol == ne - nb && nextEnd - nextDepth == elements;
+      int64_t next = (nextCol - nb) * t->bCol + (nextDepth - p0) * t->bRow;
+      pack(t->b, t->bType, nb * t->bCol + p0 * t->bRow, t->bCol, t->bRow, ne - nb, kCols,
+           blockCols((ne - nb) % kCols), elements, few && like ? next : 0, bHere);
+      Ahead ahead;
+      if (!few)
+        ahead = aheadOf(t->b, t->bType, t->bCol, t->bRow, nextCol, nextCols, nextDepth, nextEnd,
+                        callsOf(m1 - m0, ne - nb));
+      for (int64_t mb = m0; mb < m1; mb += kRowBlock) {
+        int64_t me = mb + kRowBlock < m1 ? mb + kRowBlock : m1;
+        const float* a = aHere;
+        if (t->aPack) {
+          a = t->aPack + (p0 - t->k0) / kPair * height + mb * steps;
+        } else {
+          packRows(t, mb, me, p0, elements, aHere);
+        }
+        sweep(t, mb, me, nb, ne, p0, steps, a, bHere, &ahead);
+      }
+    }
+  }
+}
+
+// Rows in blocks that are packed here, each for all columns, which are packed already.
+static void byRows(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                   float* scratch) {
+  int64_t step = depthOf(t->k), width = paddedCols(t->n);
   for (int64_t mb = m0; mb < m1; mb += kRowBlock) {
     int64_t me = mb + kRowBlock < m1 ? mb + kRowBlock : m1;
-    pack(t->a, t->aType, mb * t->aRow + p0 * t->aCol, t->aRow, t->aCol, me - mb, kRows,
-         blockRows((me - mb) % kRows), depth, aPack);
-    for (int64_t j = n0; j < n1; j += kCols) {
-      int64_t cols = n1 - j < kCols ? n1 - j : kCols;
-      bool narrow = kVecs > 1 && cols <= kWidth;
-      int64_t panel = narrow ? kWidth : kCols;
-      const float* b = bPack + (j - n0) * depth;
-      int64_t bStep = panel;
-      if (bInPlace && cols == panel) {
-        b = (const float*)t->b + p0 * t->bRow + j;
-        bStep = t->bRow;
-      }
-      u.bias = t->bias && p0 == 0 ? t->bias + j : nullptr;
-      for (int64_t i = mb; i < me; i += kRows) {
-        int64_t rows = me - i < kRows ? me - i : kRows;
-        int height = blockRows(rows);
-        MicroKernel kernel = narrow ? pick<1>(height) : pick<kVecs>(height);
-        float* c = t->c + i * t->cRow + j;
-        const float* a = aPack + (i - mb) * depth;
-        if (rows == height && cols == panel) {
-          kernel(depth, a, b, bStep, c, t->cRow, u);
-        } else {
-          edge(kernel, height, rows, cols, depth, a, b, bStep, c, t->cRow, u);
-        }
-      }
+    for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
+      int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
+      packRows(t, mb, me, p0, elements, scratch);
+      bool last = p0 + step >= t->k1;
+      int64_t nextRow = last ? me : mb, nextDepth = last ? t->k0 : p0 + step;
+      int64_t nextRows = nextRow + kRowBlock < m1 ? nextRow + kRowBlock : m1;
+      int64_t nextEnd = nextDepth + step < t->k1 ? nextDepth + step : t->k1;
+      Ahead ahead = aheadOf(t->a, t->aType, t->aRow, t->aCol, nextRow, nextRows, nextDepth, nextEnd,
+                            callsOf(me - mb, n1 - n0));
+      sweep(t, mb, me, n0, n1, p0, steps, scratch,
+            t->bPack + (p0 - t->k0) / kPair * width + n0 * steps, &ahead);
     }
   }
 }
 
 static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                  float* scratch) {
-  float* aPack = scratch;
-  float* bPack = scratch + kRowBlock * kDepth;
-  int64_t blocks = (t->k + kDepth - 1) / kDepth;
-  int64_t step = blocks ? ((t->k + blocks - 1) / blocks + 7) / 8 * 8 : 0;
-  // Few rows meet each panel of B once, so it is read where it lies.
-  bool inPlace = m1 - m0 <= kRows && t->bCol == 1 && t->bType == 0;
-  for (int64_t nb = n0; nb < n1; nb += kColBlock) {
-    int64_t ne = nb + kColBlock < n1 ? nb + kColBlock : n1;
-    for (int64_t p0 = 0; p0 < t->k; p0 += step) {
-      int64_t depth = t->k - p0 < step ? t->k - p0 : step;
-      int64_t rest = (ne - nb) % kCols, from = inPlace ? ne - rest : nb;
-      bool narrow = kVecs > 1 && rest <= kWidth;
-      if (inPlace && rest == kWidth) from = ne;
-      if (from < ne) {
-        pack(t->b, t->bType, p0 * t->bRow + from * t->bCol, t->bCol, t->bRow, ne - from, kCols,
-             narrow ? kWidth : kCols, depth, bPack + (from - nb) * depth);
+  if (t->bPack) {
+    byRows(t, m0, m1, n0, n1, scratch);
+  } else {
+    byColumns(t, m0, m1, n0, n1, scratch);
+  }
+}
+
+// sums[MR][cols] += a b, or = a b at the start of a block; a packed, b in its place.
+template <class T, int MR>
+static void stream(int64_t elements, bool start, const float* a, const T* b, int64_t bStep,
+                   int64_t cols, float* sums) {
+  constexpr int NV = kVecs;
+  for (int64_t j = 0; j < cols; j += kCols) {
+    vf acc[MR][NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) {
+        acc[i][v] = start ? splat(0.0f) : load(sums + i * kSumStep + j + v * kWidth);
       }
-      sweep(t, m0, m1, nb, ne, p0, depth, aPack, bPack, inPlace);
+    }
+    const T* from = b + j;
+    const float* ap = a;
+    for (int64_t p = 0; p < elements; p += kPair, from += kPair * bStep, ap += MR) {
+      bool single = elements - p < kPair;
+      __builtin_prefetch(from + kStreamDepth * bStep, 0, 2);
+      vf bv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) bv[v] = acrossK(from + v * kWidth, bStep, single);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) {
+        vf av = splatStep(ap + i);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) acc[i][v] = multiplyAdd(av, bv[v], acc[i][v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) store(sums + i * kSumStep + j + v * kWidth, acc[i][v]);
     }
   }
 }
+
+template <class T>
+static void streamRows(int height, int64_t elements, bool start, const float* a, const T* b,
+                       int64_t bStep, int64_t cols, float* sums) {
+  switch (height) {
+    case 1:
+      return stream<T, 1>(elements, start, a, b, bStep, cols, sums);
+    case 2:
+      return stream<T, 2>(elements, start, a, b, bStep, cols, sums);
+    case 4:
+      return stream<T, 4>(elements, start, a, b, bStep, cols, sums);
+    case 8:
+      return stream<T, 8>(elements, start, a, b, bStep, cols, sums);
+    default:
+      return stream<T, kRows>(elements, start, a, b, bStep, cols, sums);
+  }
+}
+
+// Adds one block's sums to C, whose lines are rows.
+static void settle(const GemmTask* t, int64_t m0, int64_t rows, int64_t n0, int64_t cols,
+                   int64_t p0, const float* sums) {
+  Update u = updateOf(t, p0, n0);
+  for (int64_t i = 0; i < rows; i++) {
+    const float* from = sums + i * kSumStep;
+    float* c = t->c + (m0 + i) * t->cRow + n0;
+    for (int64_t j = 0; j < cols; j += kWidth) {
+      store(c + j, updated(load(from + j), c + j, u, j));
+    }
+  }
+}
+
+// The same for a C whose lines are columns; without bias.
+static void settleTurned(const GemmTask* t, int64_t m0, int64_t rows, int64_t n0, int64_t cols,
+                         int64_t p0, const float* sums) {
+  Update u = updateOf(t, p0, 0);
+  for (int64_t i = 0; i < rows; i += kWidth) {
+    int64_t some = rows - i < kWidth ? rows - i : kWidth;
+    for (int64_t j = 0; j < cols; j += kWidth) {
+      vf v[kWidth];
+      for (int r = 0; r < kWidth; r++) {
+        v[r] = r < some ? load(sums + (i + r) * kSumStep + j) : splat(0.0f);
+      }
+      transpose(v);
+      for (int q = 0; q < kWidth; q++) {
+        float* c = t->c + (n0 + j + q) * t->cCol + m0 + i;
+        vf base = u.accumulate ? some == kWidth ? load(c) : loadPart(c, some) : splat(0.0f);
+        vf sum = fused(v[q], splat(u.alpha), base);
+        if (some == kWidth) {
+          store(c, sum);
+        } else {
+          storePart(c, sum, some);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+static void fewOf(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
+  int64_t step = depthOf(t->k), height = paddedRows(t->m);
+  const T* b = (const T*)t->b;
+  for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
+    int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
+    const float* block = t->aPack + (p0 - t->k0) / kPair * height;
+    for (int64_t q = 0; q < elements; q += kStreamDepth) {
+      int64_t some = elements - q < kStreamDepth ? elements - q : kStreamDepth;
+      for (int64_t i = 0; i < t->m; i += kRows) {
+        int tall = blockRows(t->m - i < kRows ? t->m - i : kRows);
+        streamRows<T>(tall, some, q == 0, block + i * steps + q / kPair * tall,
+                      b + (p0 + q) * t->bRow + n0, t->bRow, n1 - n0, scratch + i * kSumStep);
+      }
+    }
+    for (int64_t i = 0; i < t->m; i += kRows) {
+      int64_t rows = t->m - i < kRows ? t->m - i : kRows;
+      (t->cCol == 1 ? settle : settleTurned)(t, i, rows, n0, n1 - n0, p0, scratch + i * kSumStep);
+    }
+  }
+}
+
+// All rows, at most `fewRows` of them and packed already, by columns [n0, n1), a multiple of kCols
+// and at most `fewCols` of them, of a B whose lines are rows: read once, in order, where it lies.
+static void few(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
+  if (t->bType == 1) return fewOf<Half>(t, n0, n1, scratch);
+  if (t->bType == 2) return fewOf<Brain>(t, n0, n1, scratch);
+  fewOf<float>(t, n0, n1, scratch);
+}
+constexpr int64_t kFewRows = 16;
+static_assert(kScratch >= (kFewRows + kRows) * kSumStep, "room for the sums of few()");
+
+#ifndef GEMM_PAIRS
+// c[MR][NV*kWidth] (+)= alpha * a b (+ bias); a in its place, rows aStep apart; b packed.
+template <int MR, int NV>
+static void direct(int64_t depth, const float* a, int64_t aStep, const float* b, float* c,
+                   int64_t cStep, const Update& u) {
+  vf acc[MR][NV];
+  const float* row[MR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) {
+    row[i] = a + i * aStep;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
+  }
+  for (int64_t p = 0; p < depth; p++, b += NV * kWidth) {
+    vf bv[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      vf av = splat(row[i][p]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, bv[j], acc[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) {
+      float* at = c + i * cStep + j * kWidth;
+      store(at, updated(acc[i][j], at, u, j * kWidth));
+    }
+  }
+}
+
+typedef void (*DirectKernel)(int64_t, const float*, int64_t, const float*, float*, int64_t,
+                             const Update&);
+
+template <int NV>
+static DirectKernel pickDirect(int64_t rows) {
+  return rows >= kDirectRows ? direct<kDirectRows, NV>
+         : rows >= 4         ? direct<4, NV>
+         : rows >= 2         ? direct<2, NV>
+                             : direct<1, NV>;
+}
+
+// Rows [m0, m1) of an f32 A whose lines are rows, by all columns, few and packed already: each
+// element of A meets them straight from where it lies.
+static void narrow(const GemmTask* t, int64_t m0, int64_t m1) {
+  int64_t step = depthOf(t->k), width = paddedCols(t->n);
+  for (int64_t i = m0; i < m1;) {
+    int64_t left = m1 - i, rows = left >= kDirectRows ? kDirectRows
+                                  : left >= 4         ? 4
+                                  : left >= 2         ? 2
+                                                      : 1;
+    for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
+      int64_t depth = t->k1 - p0 < step ? t->k1 - p0 : step;
+      const float* a = (const float*)t->a + i * t->aRow + p0;
+      if (left >= 2 * kDirectRows) {
+        for (int64_t r = 0; r < rows; r++) {
+          const float* next = a + (kDirectRows + r) * t->aRow;
+          for (int64_t q = 0; q < depth; q += kLine / 4) __builtin_prefetch(next + q, 0, 2);
+        }
+      }
+      for (int64_t j = 0; j < t->n; j += kCols) {
+        int64_t cols = t->n - j < kCols ? t->n - j : kCols, panel = blockCols(cols);
+        const float* b = t->bPack + (p0 - t->k0) * width + j * depth;
+        DirectKernel kernel = panel < kCols ? pickDirect<1>(rows) : pickDirect<kVecs>(rows);
+        Update u = updateOf(t, p0, j);
+        float* c = t->c + i * t->cRow + j;
+        if (cols == panel) {
+          kernel(depth, a, t->aRow, b, c, t->cRow, u);
+        } else {
+          edge((int)rows, rows, cols, c, t->cRow, u,
+               [&](float* block, int64_t blockStep, const Update& v) {
+                 kernel(depth, a, t->aRow, b, block, blockStep, v);
+               });
+        }
+      }
+    }
+    i += rows;
+  }
+}
+#endif
+
+#ifdef GEMM_PAIRS
+#define GEMM_NARROW nullptr
+#else
+#define GEMM_NARROW narrow
+#endif
+#define GEMM_KERNELS                                                                         \
+  {                                                                                          \
+    kRows, kCols, kRowBlock, kColBlock, kScratch, kPair, kFewRows, kStreamCols, kNarrowCols, \
+        depthOf, paddedRows, paddedCols, packRows, packCols, gemm, few, GEMM_NARROW          \
+  }
 
 }  // namespace

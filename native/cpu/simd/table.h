@@ -3,11 +3,8 @@
 extern "C" const IsaTable LOWRANK_TABLE;
 const IsaTable LOWRANK_TABLE = {
     kIsaName,
-    kRows,
-    kCols,
-    kColBlock,
-    kScratch,
-    gemm,
+    GEMM_KERNELS,
+    nullptr,
     rWidenF16,
     rWidenBf16,
     rNarrowF16,

@@ -45,6 +45,12 @@ VEC_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
 VEC_INLINE vf larger(vf a, vf b) { return blend(a > b, a, b); }
 VEC_INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
+// a * b + c, rounded once where the processor can: said outright where bits must not depend on
+// what the compiler sees around it.
+#ifndef VEC_FUSED
+VEC_INLINE vf fused(vf a, vf b, vf c) { return a * b + c; }
+#endif
+
 #ifndef VEC_SQRT
 VEC_INLINE vf root(vf x) {
   for (int i = 0; i < kWidth; i++) x[i] = __builtin_sqrtf(x[i]);

@@ -157,13 +157,15 @@ function matmul(call: Call): void {
   });
 }
 
-/** y = x wᵀ (+ b). x [.., I], w [O, I], b [O]. */
+/** y = x wᵀ (+ b), or x w (+ b) with attribute 1. x [.., I], w [O, I] or [I, O], b [O]. */
 function linear(call: Call): void {
   const bias = call.args.length === 4;
-  call.counts(bias ? 4 : 3, 0);
+  const transposed = call.attrs.length > 0 && call.flag(0);
+  call.counts(bias ? 4 : 3, call.attrs.length > 0 ? 1 : 0);
   const sx = call.shape(0);
-  const [n, k] = call.shape(1) as [number, number];
-  if (call.shape(1).length !== 2) throw call.error('w [O, I]', shapeText(call.shape(1)));
+  const [rows, columns] = call.shape(1) as [number, number];
+  const [n, k] = transposed ? [columns, rows] : [rows, columns];
+  if (call.shape(1).length !== 2) throw call.error('a matrix w', shapeText(call.shape(1)));
   if (sx.length === 0 || sx[sx.length - 1] !== k) {
     throw call.error(`x [.., ${k}]`, shapeText(sx));
   }
@@ -176,7 +178,7 @@ function linear(call: Call): void {
   panelA = grown(panelA, m * k);
   panelB = grown(panelB, n * k);
   pack(x, 0, m, k, false, panelA);
-  pack(w, 0, n, k, false, panelB);
+  pack(w, 0, n, k, transposed, panelB);
   dotRows(
     panelA,
     panelB,

@@ -1,0 +1,64 @@
+// AVX512-BF16: products of bf16 pairs with sums in f32, 14x32 register blocks. Everything else of
+// this instruction set is AVX-512's.
+#if defined(__x86_64__)
+
+#include <stdint.h>
+
+#if defined(__clang__)
+#include <immintrin.h>
+#pragma clang attribute push(                                                                     \
+    __attribute__((target(                                                                        \
+        "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))), \
+    apply_to = function)
+#else
+#pragma GCC target( \
+    "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+// gcc 12's own header trips this warning (gcc bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+
+#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
+#define VEC_PARTIAL
+#define VEC_SQRT
+#define VEC_FUSED
+#define VEC_HALF
+#define GEMM_PAIRS
+
+namespace lowrank {
+
+namespace {
+constexpr int kWidth = 16;
+constexpr int kRows = 14;
+constexpr int kVecs = 2;
+
+inline __mmask16 firstLanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
+inline __m512 loadPart(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(firstLanes(n), p);
+}
+inline void storePart(float* p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, firstLanes(n), v); }
+inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+inline __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
+
+typedef uint16_t halves16 __attribute__((vector_size(32)));
+inline __m512 widenHalf(halves16 h) { return _mm512_cvtph_ps((__m256i)h); }
+}  // namespace
+
+// clang-format off
+#include "simd/vec.h"
+#include "simd/gemm.h"
+// clang-format on
+
+extern "C" const GemmKernels lowrankBrainProduct;
+const GemmKernels lowrankBrainProduct = GEMM_KERNELS;
+
+}  // namespace lowrank
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif
