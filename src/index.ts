@@ -42,10 +42,15 @@ export {
   pullModel,
   resolveModel,
 } from './io/hub.js';
-export { type LabelledRecord, type RawLabel, readLabelled } from './io/labelled.js';
+export { type LabelledRecord, parseLabelled, type RawLabel, readLabelled } from './io/labelled.js';
 export type { LocateOptions } from './io/locate.js';
 export { type LoadOptions, SafetensorsFile, writeSafetensors } from './io/safetensors.js';
-export { BatchSampler, type SamplerOptions } from './io/sampler.js';
+export {
+  BatchSampler,
+  LengthSampler,
+  type LengthSamplerOptions,
+  type SamplerOptions,
+} from './io/sampler.js';
 export { TokenFile } from './io/token-file.js';
 export {
   type DecodeOptions,
@@ -59,6 +64,7 @@ export {
 } from './io/tokenizer.js';
 
 // LoRA.
+export * as linalg from './linalg/index.js';
 export * as algebra from './lora/algebra/index.js';
 export * as analysis from './lora/analysis/index.js';
 export {
@@ -122,7 +128,7 @@ export {
   Gpt2LMHeadModel,
   gpt2Config,
 } from './models/gpt2.js';
-export type { ClassifierHead } from './models/head.js';
+export { adapterHead, type ClassifierHead, hasHead, labelsOf } from './models/head.js';
 export { randomParameters } from './models/init.js';
 export type { ForwardInput, ForwardOutput, TokenValues } from './models/inputs.js';
 export { type Inspection, type InspectOptions, inspect } from './models/inspect.js';
