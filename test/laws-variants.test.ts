@@ -13,7 +13,7 @@ import {
 import { LoraEmbedding, mergedWeight } from '../src/lora/layer.js';
 import { variantOn } from '../src/lora/variants/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
-import { Conv1D, Conv1d, Conv2d, Embedding, Linear } from '../src/nn/index.js';
+import { Conv1D, Conv1d, Conv2d, Embedding, Linear, Module } from '../src/nn/index.js';
 import { cast, embedding } from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
@@ -296,6 +296,69 @@ onEachBackend(test, 'a mixed batch of any settings ≡ its rows one by one', (ba
     { numRuns: 25 },
   );
 });
+
+/** A table, a dense layer of each kind: small enough for a thousand passes. */
+class Chain extends Module {
+  constructor(
+    readonly table: Embedding,
+    readonly first: Linear,
+    readonly second: Conv1D,
+  ) {
+    super();
+  }
+
+  /** @param ids i32 [n] → [n, 9] */
+  forward(ids: Tensor): Tensor {
+    return this.second.forward(this.first.forward(this.table.forward(ids)));
+  }
+}
+
+onEachBackend(
+  test,
+  '1,000 switches among 8 adapters and none: every output is the first one, bit for bit',
+  (backend) => {
+    fc.assert(
+      fc.property(seeds, dtypes, (seed, dtype) => {
+        const w = (stream: number, ...shape: number[]) =>
+          tensor(normal({ seed, stream }, numel(shape)), shape, { backend, dtype });
+        using model = new Chain(
+          new Embedding(w(1, 7, 6)),
+          new Linear(w(2, 6, 6), w(3, 6)),
+          new Conv1D(w(4, 6, 9), w(5, 9)),
+        );
+        using adapters = new LoraAdapters(model);
+        const kinds: LoraConfig[] = [
+          { targetModules: ['first'], rank: 1 },
+          { targetModules: ['first', 'second'], rank: 3, scaling: 'rslora' },
+          { targetModules: ['all-linear'], rank: 2, variant: 'dora' },
+          { targetModules: ['table', 'second'], rank: 2 },
+          { targetModules: ['first'], rank: 2, loraBias: true, bias: 'all' },
+          { targetModules: ['second'], rank: 2, enableLora: { second: [true, false, true] } },
+          { targetModules: ['second'], rank: 2, init: 'olora' },
+          { targetModules: ['first'], rank: 1, trainableTokens: { table: [2, 5] } },
+        ];
+        kinds.forEach((config, i) => {
+          adapters.add(String(i), config, seed);
+          shake(adapters, String(i), seed + i);
+        });
+        const ids = tensor([2, 0, 6, 5], [4], { backend, dtype: 'i32' });
+        const output = () => noGrad(() => scope(() => model.forward(ids).bytes()));
+        const before = snapshot(adapters.baseParameters());
+        const names = [...adapters.names(), null];
+        const first = names.map((name) => adapters.setActive(name) && output());
+        for (const u of uniform({ seed, stream: 9 }, 1000)) {
+          const i = Math.floor(u * names.length);
+          adapters.setActive(names[i] as string | null);
+          assert.ok(sameBytes(output(), first[i] as Uint8Array), `${names[i]}`);
+        }
+        assert.is(new Set(first.map((bytes) => Buffer.from(bytes).toString('hex'))).size, 9);
+        assert.equal(snapshot(adapters.baseParameters()), before);
+        ids.dispose();
+      }),
+      { numRuns: 3 },
+    );
+  },
+);
 
 /** What may happen to the adapters of a model; each names some of four slots. */
 const events = fc.record({
