@@ -4,7 +4,7 @@ import * as assert from 'uvu/assert';
 import { readJsonObject } from '../src/io/files.js';
 import { openTokenizer, Tokenizer } from '../src/io/tokenizer.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
-import type { Ended } from '../src/models/generate.js';
+import { type Ended, generate } from '../src/models/generate.js';
 import { openModel } from '../src/models/load.js';
 import { StopScanner } from '../src/models/stop.js';
 import {
@@ -149,6 +149,34 @@ test('a special token as stop string is seen though it leaves no text', () => {
     assert.not.equal(generateText(model, tokenizer, ids, LENGTH), cut);
     assert.is(generateText(model, plain, ids, LENGTH), free.text);
     assert.is([...streamText(model, plain, 'Call me', LENGTH)].join(''), free.text);
+  });
+});
+
+test('ids past the vocabulary of a padded table of embeddings have no text', () => {
+  withModel((model) => {
+    const ids = promptIds(openTokenizer('assets/base'), 'Call me');
+    const settings = { maxNewTokens: 8, noRepeatNgramSize: 1, stopIds: [] };
+    const made = [...generate(model, ids, settings)];
+    // A vocabulary of every other token that the model makes.
+    const known = made.filter((_, i) => i % 2);
+    const vocab = Object.fromEntries(known.map((id) => [`<${id}>`, id]));
+    const tokenizer = new Tokenizer(
+      { model: { type: 'WordLevel', vocab }, decoder: { type: 'Fuse' } },
+      {},
+      { bos: [], eos: [], pad: [] },
+    );
+    const text = known.map((id) => `<${id}>`).join('');
+    for (const numBeams of [1, 2]) {
+      const beams = numBeams > 1 ? { numBeams } : {};
+      for (const stop of [[], ['never there']]) {
+        const all = generateText(model, tokenizer, ids, { ...settings, ...beams, stop });
+        if (numBeams === 1) assert.is(all, text);
+        assert.match(all, /^(<\d+>)*$/);
+      }
+    }
+    assert.is(tokenizer.decode(made, { skipUnknown: true }), text);
+    assert.is(tokenizer.decode([made[0] as number], { skipUnknown: true }), '');
+    assert.throws(() => tokenizer.decode(made), /ids of the vocabulary/);
   });
 });
 

@@ -20,6 +20,12 @@ export interface EncodeOptions {
 export interface DecodeOptions {
   /** Leave special tokens out of the text. Default true. */
   readonly skipSpecialTokens?: boolean;
+  /**
+   * Ids without a token have no text, as in Hugging Face's own library, instead of being an error:
+   * for what a model made whose table of embeddings is larger than the vocabulary (Qwen2's is).
+   * Default false; decoding a stream, true.
+   */
+  readonly skipUnknown?: boolean;
 }
 
 /** Settings of `encodeBatch`. */
@@ -203,22 +209,21 @@ export class Tokenizer {
 
   /**
    * The text of token ids.
-   * @throws on an id that is not in the vocabulary
+   * @throws on an id that is not in the vocabulary, but for `skipUnknown`
    */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
-    if (ids.length === 0) return '';
-    const list = Array.from(ids);
-    for (const id of list) {
-      if (this.#library.id_to_token(id) === undefined) {
-        throw failure('decode', `ids of the vocabulary (0…${this.vocabSize - 1})`, String(id));
-      }
-    }
+    const list = Array.from(ids).filter((id) => {
+      if (this.#library.id_to_token(id) !== undefined) return true;
+      if (options.skipUnknown) return false;
+      throw failure('decode', `ids of the vocabulary (0…${this.vocabSize - 1})`, String(id));
+    });
+    if (list.length === 0) return '';
     return this.#library.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? true });
   }
 
   /** Decodes ids as they arrive, emitting only whole characters. */
   decodeStream(options: DecodeOptions = {}): DecodeStream {
-    return new DecodeStream((ids) => this.decode(ids, options));
+    return new DecodeStream((ids) => this.decode(ids, { skipUnknown: true, ...options }));
   }
 
   /** The id of a token spelled as in tokenizer.json, or undefined. */

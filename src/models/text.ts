@@ -67,7 +67,7 @@ export function textSteps(
   }
   // A beam is complete at a stop string: nothing comes after it.
   const stopWhen = (newIds: readonly number[]) => {
-    const text = tokenizer.decode(newIds);
+    const text = tokenizer.decode(newIds, { skipUnknown: true });
     return stop.some((s) => text.includes(s));
   };
   return withText(generate(model, ids, { ...settings, stopWhen }), tokenizer, stop, true);
