@@ -3,13 +3,15 @@
  *
  * usage: npm run bench:step -- --model gpt2|smollm2-135m|tiny|FILE.json [--mode lora|full]
  *   [--batch 4] [--seq 128] [--rank 8] [--dtype f32|bf16] [--steps 8] [--label-share 1]
- *   [--threads N] [--isa NAME] [--checkpointing] [--profile] [--json]
+ *   [--threads N] [--isa NAME] [--checkpointing] [--profile] [--peak] [--json]
  *
- * --profile prints each kernel's calls and time, and what JavaScript takes, in place of the result.
+ * In place of the result, --profile prints each kernel's calls and time, and what JavaScript takes;
+ * --peak what is alive when a step's memory is at its peak.
  */
 import { existsSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
+import { peakOf, peakText } from './peak.js';
 import { profileSteps, profileText } from './profile.js';
 import { buildStep, SHAPE_NAMES, type StepSettings } from './step-work.js';
 import { native, peakGflops } from './support.js';
@@ -28,6 +30,7 @@ const { values } = parseArgs({
     isa: { type: 'string' },
     checkpointing: { type: 'boolean', default: false },
     profile: { type: 'boolean', default: false },
+    peak: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
   },
 });
@@ -73,6 +76,11 @@ const work = buildStep(settings, backend);
 const rssBefore = process.resourceUsage().maxRSS;
 let loss = work.step();
 work.step();
+if (values.peak) {
+  const entries = peakOf(backend, () => work.step());
+  console.log(values.json ? JSON.stringify(entries) : peakText(entries));
+  process.exit(0);
+}
 if (values.profile) {
   const profile = profileSteps(backend, () => work.step(), steps);
   console.log(values.json ? JSON.stringify(profile) : profileText(profile));

@@ -6,6 +6,7 @@ import * as assert from 'uvu/assert';
 import { backward, gradEnabled, noGrad, scope, setTrainable } from '../src/autograd/index.js';
 import {
   add,
+  addLowRank,
   affine,
   cast,
   crossEntropy,
@@ -19,6 +20,7 @@ import {
   reshape,
   rmsNorm,
   scale,
+  slice,
   softmax,
   sum,
   tanh,
@@ -104,6 +106,63 @@ balanced('one upstream gradient handed to two inputs is not shared', (backend) =
   backward(add(sum(add(inner, other)), sum(own)));
   assert.equal(gradOf(c), [6, 6]);
   assert.equal(gradOf(d), [1, 1]);
+});
+
+balanced('gradients of many uses are added, in place or not', (backend) => {
+  const w = random(backend, [6, 6], 1);
+  const ids = tensor([2, 0, 2], [3], { backend, dtype: 'i32' });
+  const uses: ((x: Tensor) => Tensor)[] = [
+    (x) => linear(x, w),
+    (x) => linear(x, w, null, { transposed: true }),
+    (x) => matmul(x, w, { transA: true }),
+    (x) => matmul(w, x),
+    (x) => matmul(x, x),
+    (x) => addLowRank(w, x, w, w, { scale: 0.5 }),
+    (x) => embedding(x, ids),
+    (x) => slice(x, 1, 2, 5),
+    (x) => slice(x, 1, 1, 3),
+    (x) => x,
+  ];
+  const gradient = (losses: readonly ((x: Tensor) => Tensor)[], inside: boolean) => {
+    const leaf = setTrainable(random(backend, [6, 6], 2), true);
+    // A node in between, or the leaf itself.
+    const x = inside ? scale(leaf, 1) : leaf;
+    backward(losses.map((use) => sum(mul(use(x), use(x)))).reduce((a, b) => add(a, b)));
+    const found = gradOf(leaf);
+    leaf.dispose();
+    return found;
+  };
+  const apart = uses.map((use) => gradient([use], false));
+  const want = apart.reduce((a, b) => a.map((v, i) => v + (b[i] as number)));
+  for (const inside of [false, true]) {
+    gradient(uses, inside).forEach((g, i) => {
+      assert.ok(
+        Math.abs(g - (want[i] as number)) < 1e-4 * Math.max(1, Math.abs(want[i] as number)),
+      );
+    });
+  }
+  w.dispose();
+});
+
+balanced('a cheap output is computed again where a gradient reads it', (backend) => {
+  const x = setTrainable(random(backend, [64, 32], 3), true);
+  const w = setTrainable(random(backend, [16, 32], 4), true);
+  const gain = ones([32], { backend });
+  const start = backend.memory().live.activation;
+  const y = scope(() => linear(reshape(gelu(rmsNorm(x, gain, 1e-6)), [64, 32]), w));
+  // Of x and what follows from it only the result is new: the norm's and gelu's are not kept.
+  assert.is(backend.memory().live.activation - start, 64 * 16 * 4);
+  backward(sum(mul(y, y)));
+  const grads = [gradOf(x), gradOf(w)];
+  for (const t of [x, w]) setTrainable(setTrainable(t, false), true);
+  // The same with everything kept: outputs that the graph knows under other names.
+  const held = rmsNorm(x, gain, 1e-6);
+  const inner = gelu(held);
+  const again = linear(scale(inner, 1), w);
+  backward(sum(mul(again, again)));
+  assert.equal([gradOf(x), gradOf(w)], grads);
+  w.dispose();
+  x.dispose();
 });
 
 balanced('noGrad records nothing and ends with its function', (backend) => {

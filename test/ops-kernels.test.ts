@@ -310,6 +310,33 @@ onEachBackend(test, 'wrong labels, ids and indices are named', (backend) => {
   }
 });
 
+onEachBackend(test, 'gradients added in place are those apart, added', (backend) => {
+  const sumOf = (a: Tensor, b: Tensor) => {
+    const other = b.toNumbers();
+    return a.toNumbers().map((v, k) => v + (other[k] as number));
+  };
+  const checkSlice = (whole: Shape, part: Shape, starts: readonly number[]) => {
+    const [dy, dx] = [random(backend, part, 1), random(backend, whole, 2)];
+    const want = sumOf(dx, call(backend, 'slice.grad', [dy], whole, starts));
+    backend.run('slice.gradAdd', [dy, dx], starts);
+    expectClose(dx.toNumbers(), want, 1e-6, `slice ${part} of ${whole}`);
+  };
+  checkSlice([5, 7], [3, 4], [1, 2]);
+  checkSlice([3, 130, 71], [2, 129, 33], [1, 1, 38]);
+  checkSlice([4], [0], [4]);
+  checkSlice([], [], []);
+  const ids = tensor([4, 0, 4, 1, 1, 4], [2, 3], { backend, dtype: 'i32' });
+  const [dy, table] = [random(backend, [2, 3, 67], 3), random(backend, [5, 67], 4)];
+  const want = sumOf(table, call(backend, 'embedding.grad', [ids, dy], [5, 67]));
+  backend.run('embedding.gradAdd', [ids, dy, table], []);
+  expectClose(table.toNumbers(), want, 1e-6, 'embedding');
+  const outside = tensor([5], [1], { backend, dtype: 'i32' });
+  const row = ones([1, 67], { backend });
+  assert.throws(() => backend.run('embedding.gradAdd', [outside, row, table], []), '5');
+  const beyond = () => backend.run('slice.gradAdd', [ones([3, 4], { backend }), table], [3, 0]);
+  assert.throws(beyond, '[slice.gradAdd]');
+});
+
 /** The kernels that docs/kernels.md lists. */
 const NAMES = [...reference.kernels];
 

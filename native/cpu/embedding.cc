@@ -50,7 +50,9 @@ void embedding(const Args& args) {
   });
 }
 
-// Threads share the columns, so that each row is summed in the order of ids.
+// Threads share the columns, so that each row is summed in the order of ids; onto what is there
+// where it does not begin from zeros.
+template <bool Zeros>
 void embeddingGrad(const Args& args) {
   args.counts(3, 0);
   const View& table = args[2];
@@ -63,10 +65,11 @@ void embeddingGrad(const Args& args) {
   float* out = args.out(2).as<float>();
   auto axpy = args.context.isa->axpy;
   constexpr int64_t kBlock = 64;
-  args.context.rows((c + kBlock - 1) / kBlock, kBlock * (n + v),
+  args.context.rows((c + kBlock - 1) / kBlock, kBlock * (Zeros ? n + v : n),
                     [&](int64_t from, int64_t to, int) {
                       int64_t begin = from * kBlock, width = std::min(to * kBlock, c) - begin;
-                      for (int64_t r = 0; r < v; r++) std::fill_n(out + r * c + begin, width, 0.0f);
+                      for (int64_t r = 0; Zeros && r < v; r++)
+                        std::fill_n(out + r * c + begin, width, 0.0f);
                       for (int64_t i = 0; i < n; i++)
                         axpy(1.0f, dy + i * c + begin, out + ids[i] * c + begin, width);
                     });
@@ -76,7 +79,8 @@ void embeddingGrad(const Args& args) {
 
 void registerEmbedding(Registry& r) {
   r.push_back({"embedding", embedding});
-  r.push_back({"embedding.grad", embeddingGrad});
+  r.push_back({"embedding.grad", embeddingGrad<true>});
+  r.push_back({"embedding.gradAdd", embeddingGrad<false>});
 }
 
 }  // namespace lowrank

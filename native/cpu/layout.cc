@@ -166,6 +166,28 @@ void write(const Args& args) {
   place(args, false);
 }
 
+// y's part that begins at the attributes += x, line by line of the last axis.
+void sliceGradAdd(const Args& args) {
+  args.atLeast(2, 0);
+  const View &x = args[0], &y = args.out(1);
+  int64_t to[kMaxRank];
+  rowMajor(y, to);
+  float* part = y.as<float>() + partOffset(args, y, x, to) / static_cast<int64_t>(sizeof(float));
+  const float* from = x.as<float>();
+  int inner = x.rank - 1;
+  auto add = args.context.isa->binary[kAdd];
+  args.context.rows(x.rows(), x.last(), [&](int64_t first, int64_t end, int) {
+    for (int64_t r = first; r < end; r++) {
+      int64_t rest = r, at = 0;
+      for (int d = inner - 1; d >= 0; d--) {
+        at += rest % x.dims[d] * to[d];
+        rest /= x.dims[d];
+      }
+      add(part + at, 1, from + r * x.last(), 1, part + at, x.last());
+    }
+  });
+}
+
 void concat(const Args& args) {
   args.atLeast(2, 1);
   args.counts(args.count, 1);
@@ -271,6 +293,7 @@ void registerLayout(Registry& r) {
   r.push_back({"permute", permute});
   r.push_back({"slice", slice});
   r.push_back({"slice.grad", sliceGrad});
+  r.push_back({"slice.gradAdd", sliceGradAdd});
   r.push_back({"concat", concat});
   r.push_back({"broadcast", broadcast});
   r.push_back({"fill", fill});

@@ -224,7 +224,7 @@ class Transformer extends Module {
   }
 
   forward(input: BodyInput): Tensor {
-    const sum = add(this.wte.forward(input.ids), this.wpe.forward(input.positions));
+    const sum = scope(() => add(this.wte.forward(input.ids), this.wpe.forward(input.positions)));
     let x = layerDropout(sum, this.config.embeddingDropout, 'transformer.drop');
     for (const block of this.h) x = blockPass(x, input, (h, pass) => block.forward(h, pass));
     return this.ln_f.forward(x);

@@ -19,15 +19,20 @@ const embeddingOp = defineOp<void>({
   },
   reads: () => ({ inputs: [1] }),
   // dtable[id] += dy
-  backward: ({ grad, inputs, input }) => [
-    ...runKernel(
+  backward: ({ grad, inputs, input, earlier }) => {
+    const into = earlier(0);
+    if (into && grad.backend.kernels.has('embedding.gradAdd')) {
+      grad.backend.run('embedding.gradAdd', [input(1), grad, into], []);
+      return [into, null];
+    }
+    const made = runKernel(
       grad.backend,
       'embedding.grad',
       [input(1), grad],
       [{ shape: (inputs[0] as Meta).shape, dtype: grad.dtype }],
-    ),
-    null,
-  ],
+    );
+    return [...made, null];
+  },
   samples: [
     {
       label: 'repeated ids',

@@ -76,9 +76,14 @@ const sliceOp = defineOp<Cut>({
   },
   encode: ({ starts }) => starts,
   // dy placed in zeros of x's shape
-  backward: ({ grad, attrs, inputs }) => [
-    sliceGradOp([grad], { ...attrs, shape: (inputs[0] as Meta).shape })[0] as Tensor,
-  ],
+  backward: ({ grad, attrs, inputs, earlier }) => {
+    const into = earlier(0);
+    if (into && into.dtype === grad.dtype && grad.backend.kernels.has('slice.gradAdd')) {
+      grad.backend.run('slice.gradAdd', [grad, into], attrs.starts);
+      return [into];
+    }
+    return [sliceGradOp([grad], { ...attrs, shape: (inputs[0] as Meta).shape })[0] as Tensor];
+  },
   samples: [
     { label: 'middle', inputs: [{ shape: [5, 7] }], attrs: { starts: [1, 2], sizes: [3, 4] } },
     {

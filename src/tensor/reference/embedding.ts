@@ -26,14 +26,15 @@ function embedding(call: Call): void {
   }
 }
 
-/** dtable[id, :] = Σ of dy's rows with that id, in the order of ids. */
-function embeddingGrad(call: Call): void {
+/** dtable[id, :] = Σ of dy's rows with that id, in the order of ids; or that added to it. */
+function embeddingGrad(call: Call, added: boolean): void {
   call.counts(3, 0);
   const { rows, width } = tableOf(call, 2);
   call.expectShape(1, [...call.shape(0), width]);
   const ids = call.ints(0);
   const dy = call.floats(1);
-  const sums = new Float64Array(rows * width);
+  const dtable = call.out(2);
+  const sums = added ? Float64Array.from(dtable) : new Float64Array(rows * width);
   for (let i = 0; i < ids.length; i++) {
     const id = ids[i] as number;
     checkId(call, id, rows);
@@ -42,7 +43,11 @@ function embeddingGrad(call: Call): void {
       sums[to] = (sums[to] as number) + (dy[i * width + c] as number);
     }
   }
-  call.out(2).set(sums);
+  dtable.set(sums);
 }
 
-export const embeddingKernels: Kernels = { embedding, 'embedding.grad': embeddingGrad };
+export const embeddingKernels: Kernels = {
+  embedding,
+  'embedding.grad': (call) => embeddingGrad(call, false),
+  'embedding.gradAdd': (call) => embeddingGrad(call, true),
+};

@@ -55,6 +55,25 @@ function sliceGrad(call: Call): void {
   write(call);
 }
 
+/** The part of dx that begins at starts += dy. */
+function sliceGradAdd(call: Call): void {
+  call.counts(2, -1);
+  const cut = call.shape(0);
+  const { offset, strides } = partIn(call, call.shape(1), cut);
+  const dy = call.floats(0);
+  const dx = call.out(1);
+  for (let i = 0; i < dy.length; i++) {
+    let rest = i;
+    let at = offset;
+    for (let d = cut.length - 1; d >= 0; d--) {
+      const n = cut[d] as number;
+      at += (rest % n) * (strides[d] as number);
+      rest = Math.floor(rest / n);
+    }
+    dx[at] = (dx[at] as number) + (dy[i] as number);
+  }
+}
+
 /** x copied into the part of y that begins at starts. */
 function write(call: Call): void {
   call.counts(2, -1);
@@ -177,6 +196,7 @@ export const shapeKernels: Kernels = {
   permute,
   slice,
   'slice.grad': sliceGrad,
+  'slice.gradAdd': sliceGradAdd,
   write,
   concat,
   gather,
