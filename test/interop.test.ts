@@ -1,42 +1,19 @@
 // time-limit: 600
-import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { SafetensorsFile } from '../src/io/safetensors.js';
-import { type InteropCase, PLANS, writeCases } from './interop/cases.js';
-import { relativeDifference } from './support/tiny.js';
+import { type InteropCase, PLANS, type Plan, writeCases } from './interop/cases.js';
+import { checkCases, findPython } from './support/python.js';
+import { loraConfigs } from './support/random-configs.js';
+import { withFolder } from './support/temp.js';
+import { relativeDifference, TINY, tinyConfig } from './support/tiny.js';
 import { skipUnless } from './support.js';
 
-/** What check.py prints of a case. */
-interface Checked {
-  readonly name: string;
-  readonly difference?: number;
-  readonly warnings: readonly string[];
-  readonly error?: string;
-}
-
-const PEERS = ['torch', 'transformers', 'peft', 'safetensors'];
-
-/** A Python that has the peers, or why there is none. */
-function findPython(): { readonly python: string; readonly reason: string } {
-  const asked = process.env.LOWRANK_PYTHON;
-  const python = asked ?? 'python3';
-  // Whether they are there, without the seconds that importing them takes.
-  const code = `import importlib.util as u; print([n for n in ${JSON.stringify(PEERS)} if u.find_spec(n) is None])`;
-  const { status, stdout, error } = spawnSync(python, ['-c', code], { encoding: 'utf8' });
-  if (status === 0 && stdout.trim() === '[]') return { python, reason: '' };
-  const why = error || status !== 0 ? 'does not run' : `lacks ${stdout.trim()}`;
-  const wayOut = 'set LOWRANK_PYTHON to a Python with torch, transformers and peft';
-  if (asked !== undefined) throw new Error(`[LOWRANK_PYTHON] ${asked} ${why}; ${wayOut}`);
-  return { python: '', reason: `${python} ${why}; ${wayOut}` };
-}
-
 const { python, reason } = findPython();
-const CHECK = fileURLToPath(new URL('interop/check.py', import.meta.url));
 
 /** Largest difference of logits that is allowed. */
 const LIMIT = 1e-4;
@@ -52,17 +29,7 @@ onPython(
     const root = mkdtempSync(join(tmpdir(), 'lowrank-interop-'));
     try {
       const cases: InteropCase[] = PLANS.flatMap((plan) => writeCases(root, plan));
-      writeFileSync(join(root, 'manifest.json'), JSON.stringify(cases));
-      const { status, stdout, stderr } = spawnSync(python, [CHECK, join(root, 'manifest.json')], {
-        encoding: 'utf8',
-        maxBuffer: 2 ** 26,
-      });
-      assert.is(status, 0, stderr);
-      const checked = stdout
-        .trim()
-        .split('\n')
-        .filter((line) => line.startsWith('{'))
-        .map((line) => JSON.parse(line) as Checked);
+      const checked = checkCases(python, root, cases);
       assert.equal(
         checked.map((c) => c.name),
         cases.map((c) => c.name),
@@ -94,5 +61,42 @@ onPython(
     }
   },
 );
+
+onPython('random settings of every variant compute the same in PEFT', () => {
+  const seed = Date.now() % 2 ** 31;
+  console.log(`seed ${seed}`);
+  const gpt2 = PLANS.find((p) => p.name === 'gpt2-conv1d') as Plan;
+  const biased = { bias: true, tied: true };
+  const plans = [
+    ...fc.sample(loraConfigs('llama'), { seed, numRuns: 12 }).map((config, i) => ({
+      name: `llama ${i}`,
+      config: tinyConfig({ ...TINY, ...biased }),
+      settings: biased,
+      adapters: [config],
+    })),
+    ...fc.sample(loraConfigs('gpt2'), { seed, numRuns: 12 }).map((config, i) => ({
+      name: `gpt2 ${i}`,
+      config: gpt2.config,
+      adapters: [config],
+    })),
+  ];
+  withFolder((root) => {
+    const cases = plans.flatMap((plan) => writeCases(root, plan));
+    const checked = checkCases(python, root, cases);
+    assert.is(checked.length, cases.length);
+    for (const { name, difference = Number.NaN, error, warnings } of checked) {
+      const { adapters } = plans.find((p) => name.startsWith(`${p.name},`)) as Plan;
+      const what = `seed ${seed}, ${name}, ${JSON.stringify(adapters)}`;
+      assert.is(error, undefined, `${what}: ${error}`);
+      assert.ok(difference <= LIMIT, `${what}: ${difference}`);
+      // PEFT warns of every adapter of a tied head.
+      assert.equal(
+        warnings.filter((w) => !/tie_word_embeddings|tied/.test(w)),
+        [],
+        what,
+      );
+    }
+  });
+});
 
 test.run();

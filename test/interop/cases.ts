@@ -28,7 +28,7 @@ export interface InteropCase {
 }
 
 /** A model, adapters of it, and how they are merged. */
-interface Plan {
+export interface Plan {
   readonly name: string;
   readonly config: Record<string, unknown>;
   readonly settings?: Partial<TinySettings>;
