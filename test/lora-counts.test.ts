@@ -69,7 +69,9 @@ const LLAMA_1B: Shape = {
   parameters: 1_235_814_400,
 };
 
-const RANKS = [1, 2, 3, 4, 8, 16];
+/** Ranks that a case is counted at: every one takes random numbers for all of A. */
+const RANKS = [1, 3, 8];
+const EVERY = Array.from({ length: 16 }, (_, i) => i + 1);
 
 /** Settings but for the rank, the layers that they choose, and what each adds to r·(in + out). */
 interface Case {
@@ -77,6 +79,7 @@ interface Case {
   readonly shape: Shape;
   readonly config: Omit<LoraConfig, 'rank'>;
   readonly layers: readonly string[];
+  readonly ranks?: readonly number[];
   /** Trained beside A and B, of a layer. */
   readonly more?: (size: Size) => number;
   /** r·(in + out), where another formula holds. */
@@ -91,6 +94,7 @@ const CASES: readonly Case[] = [
     shape: GPT2_124M,
     config: { targetModules: ['c_attn'] },
     layers: ['attn.c_attn'],
+    ranks: EVERY,
   },
   {
     // loralib's MergedLinear: A and B of each part that is on.
@@ -177,14 +181,14 @@ function savedBytes(adapters: LoraAdapters, name: string): number {
 }
 
 for (const c of CASES) {
-  test(`${c.name}: trainables at ranks of 1 to 16, and nothing of the base`, () => {
+  test(`${c.name}: trainables at several ranks, and nothing of the base`, () => {
     const backend = new ShapesBackend();
     const model = shapeModel(backend, c.shape);
     const adapters = new LoraAdapters(model);
     const frozen = backend.memory().live.frozen;
     // Llama holds its rotary frequencies beside the parameters.
     assert.ok(frozen >= 4 * c.shape.parameters && frozen < 4 * c.shape.parameters + 512);
-    for (const rank of RANKS) {
+    for (const rank of c.ranks ?? RANKS) {
       const count = countOf(c, rank);
       adapters.add('a', { ...c.config, rank }, 1);
       assert.is(sizeOf(adapters.tensors('a').values()), count, `rank ${rank}`);
