@@ -17,9 +17,11 @@ export interface StepProfile {
   readonly allocations: number;
   /** What a call of a kernel costs beside its work: one that fills a single element. */
   readonly ns_per_call: number;
-  /** Outside the kernels: graph, shapes, scopes, allocator. */
+  /** Taking and giving back buffers. */
+  readonly allocator_ms: number;
+  /** Outside kernels and allocator: graph, shapes, scopes. */
   readonly js_ms: number;
-  /** js_ms and the calls' own cost, as a share of the step. */
+  /** All but the kernels' work, as a share of the step. */
   readonly overhead_share: number;
 }
 
@@ -39,10 +41,11 @@ function callCost(backend: NativeBackend): number {
 /** Profiles steps; the median step counts. The clock is read twice a call, about 0.1 µs. */
 export function profileSteps(backend: NativeBackend, step: () => void, count: number): StepProfile {
   const ns = callCost(backend);
-  const { run, allocate } = backend;
+  const { run, allocate, free } = backend;
   const all: Omit<StepProfile, 'ns_per_call' | 'overhead_share'>[] = [];
   let kernels = new Map<string, { calls: number; ms: number }>();
   let allocations = 0;
+  let allocator_ms = 0;
   backend.run = (kernel, tensors, attrs) => {
     const start = performance.now();
     run.call(backend, kernel, tensors, attrs);
@@ -54,26 +57,35 @@ export function profileSteps(backend: NativeBackend, step: () => void, count: nu
   };
   backend.allocate = (bytes, purpose) => {
     allocations++;
-    return allocate.call(backend, bytes, purpose);
+    const start = performance.now();
+    const handle = allocate.call(backend, bytes, purpose);
+    allocator_ms += performance.now() - start;
+    return handle;
+  };
+  backend.free = (handle) => {
+    const start = performance.now();
+    free.call(backend, handle);
+    allocator_ms += performance.now() - start;
   };
   try {
     for (let i = 0; i < count; i++) {
       kernels = new Map();
       allocations = 0;
+      allocator_ms = 0;
       const start = performance.now();
       step();
       const step_ms = performance.now() - start;
       const list = [...kernels].map(([kernel, e]) => ({ kernel, ...e }));
       const calls = list.reduce((n, e) => n + e.calls, 0);
-      const js_ms = step_ms - list.reduce((n, e) => n + e.ms, 0);
-      all.push({ step_ms, kernels: list.sort((a, b) => b.ms - a.ms), calls, allocations, js_ms });
+      const js_ms = step_ms - allocator_ms - list.reduce((n, e) => n + e.ms, 0);
+      const sorted = list.sort((a, b) => b.ms - a.ms);
+      all.push({ step_ms, kernels: sorted, calls, allocations, allocator_ms, js_ms });
     }
   } finally {
-    backend.run = run;
-    backend.allocate = allocate;
+    Object.assign(backend, { run, allocate, free });
   }
   const median = all.sort((a, b) => a.step_ms - b.step_ms)[count >> 1] as (typeof all)[0];
-  const overhead = median.js_ms + (median.calls * ns) / 1e6;
+  const overhead = median.js_ms + median.allocator_ms + (median.calls * ns) / 1e6;
   return { ...median, ns_per_call: ns, overhead_share: overhead / median.step_ms };
 }
 
@@ -85,9 +97,11 @@ export function profileText(p: StepProfile): string {
   return [
     `${'kernel'.padEnd(24)} calls      time   share`,
     ...p.kernels.map((k) => line(k.kernel, k.calls, k.ms)),
-    line('JavaScript between', p.allocations, p.js_ms),
+    line('allocator', p.allocations, p.allocator_ms),
+    line('JavaScript between', p.calls, p.js_ms),
     line('step', p.calls, p.step_ms),
-    `${p.calls} calls of ${p.ns_per_call.toFixed(0)} ns each beside their work and ` +
-      `${p.allocations} allocations; overhead ${(100 * p.overhead_share).toFixed(1)}%`,
+    `${p.calls} calls, ${p.ns_per_call.toFixed(0)} ns each beside their work and ` +
+      `${((1e6 * p.js_ms) / p.calls).toFixed(0)} ns of JavaScript around each; ` +
+      `overhead ${(100 * p.overhead_share).toFixed(1)}% of the step`,
   ].join('\n');
 }

@@ -146,4 +146,18 @@ for (const [name, config] of Object.entries({ gpt2: GPT2, llama: LLAMA })) {
   }
 }
 
+onEachBackend(
+  test,
+  'a mixed batch with checkpoints is refused: its rows are not kept',
+  (backend) => {
+    const model = buildCausalLM(GPT2, randomParameters(1, 3, backend));
+    const adapters = new LoraAdapters(model).add('a', { rank: 2, targetModules: ['c_attn'] }, 1);
+    const context = { seed: 5, step: 2, checkpoint: true };
+    const loss = () =>
+      withTraining(context, () => adapters.withRows(['a', null], () => model.loss(batchOf(2, 24))));
+    assert.throws(() => scope(loss), '[lora withRows] expected a pass that keeps its activations');
+    model.dispose();
+  },
+);
+
 test.run();

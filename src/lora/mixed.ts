@@ -36,6 +36,11 @@ export function mixedSum(
     const expected = `${rows.length} rows in ${path}, one for each adapter named`;
     throw failure('lora withRows', expected, `${x.shape[0]}`);
   }
+  if (trainingContext()?.checkpoint) {
+    // Backward comes when the rows are no longer set, and would compute the block without them.
+    const wayOut = 'Train without gradient checkpointing';
+    throw failure('lora withRows', 'a pass that keeps its activations', 'checkpoints', wayOut);
+  }
   const names = [...new Set(rows)].filter((n) => n !== null && branches.has(n)) as string[];
   const grouped: [string, LoraBranch][] = [];
   let sum = y;

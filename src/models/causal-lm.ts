@@ -1,5 +1,6 @@
 import { setImmediate } from 'node:timers/promises';
 import { scope } from '../autograd/index.js';
+import { LoraEmbedding, LoraLinear } from '../lora/layer.js';
 import { Embedding, Linear, type Module } from '../nn/index.js';
 import { crossEntropy, embedding, headLoss, reshape, scale } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
@@ -295,12 +296,23 @@ async function* unhurried<T, R>(steps: Generator<T, R>): AsyncGenerator<T, R, un
 
 /**
  * The weight of a head that is a plain layer without a bias, or tied to a plain table; null where
- * an adapter has a part in it.
+ * an adapter in use has a part in it.
  * @param table of a tied head
  */
 export function plainHead(head: Module | null, embedding: Module, table: Tensor): Tensor | null {
-  if (!head) return embedding.constructor === Embedding ? table : null;
-  return head instanceof Linear && head.constructor === Linear && !head.bias ? head.weight : null;
+  if (head) {
+    const idle = head instanceof LoraLinear && head.active.length === 0 && !head.rows;
+    const plain = idle ? head.base : head;
+    return plain instanceof Linear && plain.constructor === Linear && !plain.bias
+      ? plain.weight
+      : null;
+  }
+  // Of what adapters do to an embedding only rows trained for tokens change a tied head.
+  const apart =
+    embedding instanceof LoraEmbedding &&
+    embedding.active.every((name) => !embedding.branches.get(name)?.headChange);
+  const plain = apart ? embedding.base : embedding;
+  return plain.constructor === Embedding ? table : null;
 }
 
 /** A causal model's labels [B, T] as they are given to `forward`. */
