@@ -13,6 +13,7 @@ int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kShared = int64_t{2} << 20;  // floats of a factor that all threads read, packed
 constexpr int64_t kPackChunk = 32768;          // floats to pack that are worth handing over
 constexpr double kTaskFlops = 1.0e6, kTaskBytes = 65536;  // and work
+constexpr int64_t kFew = 16;            // rows for which B is all there is to read
 constexpr int64_t kPartsPerThread = 6;  // so that a thread whose core is taken delays little
 
 // Parts to cut a product into: one thread needs none.
@@ -112,7 +113,8 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
 void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t parts = partsFor(c, task);
   bool streamed = task.bCol == 1;
-  int64_t cols = streamed ? partOf(task.n, parts, g.colTile, 8 * g.colTile, g.fewCols)
+  int64_t most = task.m <= kFew ? g.fewCols : g.fewCols / 4;  // so that the sums stay in cache
+  int64_t cols = streamed ? partOf(task.n, parts, g.colTile, 4 * g.colTile, most)
                           : partOf(task.n, parts, g.colTile, g.colTile, task.n);
   int64_t whole = task.n / g.colTile * g.colTile;
   Scratch scratch(c, g);
@@ -156,7 +158,7 @@ void narrowProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
 void single(Context& c, const GemmKernels& g, const GemmTask& t) {
   constexpr int64_t kSmall = 64 * 64 * 64;
   bool narrow = g.narrow && t.n <= g.narrowCols && t.aCol == 1 && t.aType == 0;
-  if (t.m <= g.fewRows) return fewRows(c, g, t);
+  if (t.m <= kFew || (t.m <= g.fewRows && t.bCol == 1)) return fewRows(c, g, t);
   if (t.m * t.n * t.k <= kSmall) {
     Scratch scratch(c, g);
     return g.gemm(&t, 0, t.m, 0, t.n, scratch.of(0));

@@ -14,7 +14,7 @@ constexpr int64_t kColBlock = 256;
 constexpr int64_t kScratch = (kRowBlock + kColBlock) * kDepth + 64;
 constexpr int64_t kStreamCols = 1024;  // most columns of one few() call: their sums stay in cache
 constexpr int64_t kSumStep = kStreamCols + kWidth;  // floats between rows: not all in one cache set
-constexpr int64_t kStreamDepth = 16;                // lines of B that are read side by side
+constexpr int64_t kStreamDepth = 8;                 // lines of B that are read side by side
 constexpr int kDirectRows = 8;
 constexpr int64_t kNarrowCols = 64;
 constexpr int64_t kLine = 64;  // bytes of a cache line
@@ -90,10 +90,10 @@ VEC_INLINE void transpose(vf* v) {
 }
 
 // One panel whose lines run along K: dst[s * width + i] = step s of line i for i < count, zeros for
-// count <= i < width. `elements` of K; `ahead` (or null) has the same shape and is read next.
+// count <= i < width; `elements` of K.
 template <class T>
 static void packLines(const T* src, int64_t line, int64_t count, int64_t width, int64_t elements,
-                      const T* ahead, float* dst) {
+                      float* dst) {
   constexpr int64_t kTile = kWidth * kPair;
   for (int64_t g = 0; g < width; g += kWidth) {
     int64_t filled = count - g < kWidth ? (count - g > 0 ? count - g : 0) : kWidth;
@@ -103,12 +103,12 @@ static void packLines(const T* src, int64_t line, int64_t count, int64_t width, 
       int64_t steps = (deep + kPair - 1) / kPair;
       vf v[kWidth];
       const T* from = src + g * line + p;
-      if (ahead) {
-        for (int64_t i = 0; i < filled; i++) __builtin_prefetch(ahead + (g + i) * line + p, 0, 2);
-      }
       if (deep == kTile && filled == kWidth) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kWidth; i++) v[i] = alongK(from + i * line);
+        for (int i = 0; i < kWidth; i++) {
+          v[i] = alongK(from + i * line);
+          __builtin_prefetch(from + i * line + 4 * kTile, 0, 0);
+        }
       } else {
         for (int i = 0; i < kWidth; i++) {
           v[i] = i >= filled     ? splat(0.0f)
@@ -180,32 +180,24 @@ static void packAcross(const T* src, int64_t line, int64_t depth, int64_t count,
 // Lines [0, count) as panels of `panel`, the last one of `lastPanel` if it is not full.
 template <class T>
 static void packPanels(const T* src, int64_t line, int64_t depth, int64_t count, int64_t panel,
-                       int64_t lastPanel, int64_t elements, const T* ahead, float* dst) {
+                       int64_t lastPanel, int64_t elements, float* dst) {
   if (depth != 1) return packAcross(src, line, depth, count, panel, lastPanel, elements, dst);
   int64_t steps = stepsOf(elements);
   for (int64_t at = 0; at < count; at += panel) {
     int64_t have = count - at < panel ? count - at : panel;
     packLines(src + at * line, line, have, have < panel ? lastPanel : panel, elements,
-              ahead ? ahead + at * line : nullptr, dst + at * steps);
+              dst + at * steps);
   }
 }
 
-// `next` is how many elements further what is packed next lies, 0 where that is not known.
 static void pack(const void* src, int type, int64_t offset, int64_t line, int64_t depth,
-                 int64_t count, int64_t panel, int64_t lastPanel, int64_t elements, int64_t next,
-                 float* dst) {
+                 int64_t count, int64_t panel, int64_t lastPanel, int64_t elements, float* dst) {
   if (type == 1) {
-    const Half* from = (const Half*)src + offset;
-    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
-               dst);
+    packPanels((const Half*)src + offset, line, depth, count, panel, lastPanel, elements, dst);
   } else if (type == 2) {
-    const Brain* from = (const Brain*)src + offset;
-    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
-               dst);
+    packPanels((const Brain*)src + offset, line, depth, count, panel, lastPanel, elements, dst);
   } else {
-    const float* from = (const float*)src + offset;
-    packPanels(from, line, depth, count, panel, lastPanel, elements, next ? from + next : nullptr,
-               dst);
+    packPanels((const float*)src + offset, line, depth, count, panel, lastPanel, elements, dst);
   }
 }
 
@@ -394,13 +386,13 @@ static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t
 static void packRows(const GemmTask* t, int64_t m0, int64_t m1, int64_t p0, int64_t elements,
                      float* to) {
   pack(t->a, t->aType, m0 * t->aRow + p0 * t->aCol, t->aRow, t->aCol, m1 - m0, kRows,
-       blockRows((m1 - m0) % kRows), elements, 0, to);
+       blockRows((m1 - m0) % kRows), elements, to);
 }
 
 static void packCols(const GemmTask* t, int64_t n0, int64_t n1, int64_t p0, int64_t elements,
                      float* to) {
   pack(t->b, t->bType, n0 * t->bCol + p0 * t->bRow, t->bCol, t->bRow, n1 - n0, kCols,
-       blockCols((n1 - n0) % kCols), elements, 0, to);
+       blockCols((n1 - n0) % kCols), elements, to);
 }
 
 // Calls of the micro-kernel for a part of C.
@@ -408,31 +400,22 @@ VEC_INLINE int64_t callsOf(int64_t m, int64_t n) {
   return ((m + kRows - 1) / kRows) * ((n + kCols - 1) / kCols);
 }
 
-// Columns in blocks that are packed here, each for all rows. Few rows meet a panel once or twice,
-// so one panel at a time, which stays in the nearest cache, and what follows is fetched meanwhile.
+// Columns in blocks that are packed here, each for all rows.
 static void byColumns(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       float* scratch) {
   float *aHere = scratch, *bHere = scratch + kRowBlock * kDepth;
   int64_t step = depthOf(t->k), height = paddedRows(t->m);
-  bool few = t->aPack && m1 - m0 <= 2 * kRows;
-  int64_t block = few ? kCols : kColBlock;
-  for (int64_t nb = n0; nb < n1; nb += block) {
-    int64_t ne = nb + block < n1 ? nb + block : n1;
+  for (int64_t nb = n0; nb < n1; nb += kColBlock) {
+    int64_t ne = nb + kColBlock < n1 ? nb + kColBlock : n1;
     for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
       int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
+      packCols(t, nb, ne, p0, elements, bHere);
       bool last = p0 + step >= t->k1;
       int64_t nextCol = last ? ne : nb, nextDepth = last ? t->k0 : p0 + step;
+      int64_t nextCols = nextCol + kColBlock < n1 ? nextCol + kColBlock : n1;
       int64_t nextEnd = nextDepth + step < t->k1 ? nextDepth + step : t->k1;
-      int64_t nextCols = nextCol + block < n1 ? nextCol + block : n1;
-      // Only whole blocks are fetched in advance here; the rest is little.
-      bool like = nextCols - nextCol == ne - nb && nextEnd - nextDepth == elements;
-      int64_t next = (nextCol - nb) * t->bCol + (nextDepth - p0) * t->bRow;
-      pack(t->b, t->bType, nb * t->bCol + p0 * t->bRow, t->bCol, t->bRow, ne - nb, kCols,
-           blockCols((ne - nb) % kCols), elements, few && like ? next : 0, bHere);
-      Ahead ahead;
-      if (!few)
-        ahead = aheadOf(t->b, t->bType, t->bCol, t->bRow, nextCol, nextCols, nextDepth, nextEnd,
-                        callsOf(m1 - m0, ne - nb));
+      Ahead ahead = aheadOf(t->b, t->bType, t->bCol, t->bRow, nextCol, nextCols, nextDepth, nextEnd,
+                            callsOf(m1 - m0, ne - nb));
       for (int64_t mb = m0; mb < m1; mb += kRowBlock) {
         int64_t me = mb + kRowBlock < m1 ? mb + kRowBlock : m1;
         const float* a = aHere;
@@ -442,6 +425,26 @@ static void byColumns(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int
           packRows(t, mb, me, p0, elements, aHere);
         }
         sweep(t, mb, me, nb, ne, p0, steps, a, bHere, &ahead);
+      }
+    }
+  }
+}
+
+// The same for few rows, packed already: one panel at a time over a long stretch of K, so that B
+// is read in long runs, which the processor fetches in advance by itself.
+static void byPanels(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
+  int64_t step = depthOf(t->k), height = paddedRows(t->m);
+  int64_t stretch = kScratch / (kCols * stepsOf(step)) * step;
+  Ahead none;
+  for (int64_t nb = n0; nb < n1; nb += kCols) {
+    int64_t ne = nb + kCols < n1 ? nb + kCols : n1, width = blockCols(ne - nb);
+    for (int64_t q0 = t->k0; q0 < t->k1; q0 += stretch) {
+      int64_t q1 = q0 + stretch < t->k1 ? q0 + stretch : t->k1;
+      packCols(t, nb, ne, q0, q1 - q0, scratch);
+      for (int64_t p0 = q0; p0 < q1; p0 += step) {
+        int64_t steps = stepsOf(q1 - p0 < step ? q1 - p0 : step);
+        sweep(t, 0, t->m, nb, ne, p0, steps, t->aPack + (p0 - t->k0) / kPair * height,
+              scratch + (p0 - q0) / kPair * width, &none);
       }
     }
   }
@@ -472,6 +475,8 @@ static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t 
                  float* scratch) {
   if (t->bPack) {
     byRows(t, m0, m1, n0, n1, scratch);
+  } else if (t->aPack && t->m <= 2 * kRows) {
+    byPanels(t, n0, n1, scratch);
   } else {
     byColumns(t, m0, m1, n0, n1, scratch);
   }
@@ -495,7 +500,12 @@ static void stream(int64_t elements, bool start, const float* a, const T* b, int
     const float* ap = a;
     for (int64_t p = 0; p < elements; p += kPair, from += kPair * bStep, ap += MR) {
       bool single = elements - p < kPair;
-      __builtin_prefetch(from + kStreamDepth * bStep, 0, 2);
+      if (MR > 1 || sizeof(T) == 2) {  // one row of f32 is fetched best by the processor itself
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) {
+          __builtin_prefetch(from + kStreamDepth * bStep + v * kWidth, 0, 2);
+        }
+      }
       vf bv[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v++) bv[v] = acrossK(from + v * kWidth, bStep, single);
@@ -599,7 +609,7 @@ static void few(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
   if (t->bType == 2) return fewOf<Brain>(t, n0, n1, scratch);
   fewOf<float>(t, n0, n1, scratch);
 }
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRows = 64;
 static_assert(kScratch >= (kFewRows + kRows) * kSumStep, "room for the sums of few()");
 
 #ifndef GEMM_PAIRS
