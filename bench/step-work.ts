@@ -170,6 +170,8 @@ export function buildStep(settings: StepSettings, backend: Backend): StepWork {
   const tokens: TokenBatch = { inputIds, labels, batch, length: seq };
   const labelled = batch * (seq - Math.max(1, first));
   const size = (tensors: Iterable<Tensor>) => [...tensors].reduce((n, t) => n + t.size, 0);
+  // What building left over is no part of a step's memory.
+  backend.trim();
   return {
     step: () => {
       const loss = scope(() => {

@@ -3,7 +3,7 @@
  *
  * usage: npm run bench:step -- --model gpt2|smollm2-135m|tiny|FILE.json [--mode lora|full]
  *   [--batch 4] [--seq 128] [--rank 8] [--dtype f32|bf16] [--steps 8] [--label-share 1]
- *   [--threads N] [--isa NAME] [--checkpointing] [--profile] [--peak] [--json]
+ *   [--threads N] [--isa NAME] [--compute exact|bf16] [--checkpointing] [--profile] [--peak] [--json]
  *
  * In place of the result, --profile prints each kernel's calls and time, and what JavaScript takes;
  * --peak what is alive when a step's memory is at its peak.
@@ -28,6 +28,7 @@ const { values } = parseArgs({
     'label-share': { type: 'string', default: '1' },
     threads: { type: 'string', default: String(cpus().length) },
     isa: { type: 'string' },
+    compute: { type: 'string', default: 'exact' },
     checkpointing: { type: 'boolean', default: false },
     profile: { type: 'boolean', default: false },
     peak: { type: 'boolean', default: false },
@@ -45,7 +46,7 @@ function positive(option: 'batch' | 'seq' | 'rank' | 'steps' | 'threads'): numbe
   return Number.isSafeInteger(n) && n > 0 ? n : refuse(option, 'a whole number', values[option]);
 }
 
-function oneOf<T extends string>(option: 'mode' | 'dtype', names: readonly T[]): T {
+function oneOf<T extends string>(option: 'mode' | 'dtype' | 'compute', names: readonly T[]): T {
   const found = names.find((n) => n === values[option]);
   return found ?? refuse(option, names.join(' or '), values[option]);
 }
@@ -71,6 +72,7 @@ const steps = positive('steps');
 const threads = positive('threads');
 const backend = native();
 if (values.isa !== undefined) backend.setIsa(values.isa);
+backend.setCompute(oneOf('compute', ['exact', 'bf16'] as const));
 backend.setThreads(threads);
 const work = buildStep(settings, backend);
 const rssBefore = process.resourceUsage().maxRSS;
@@ -93,7 +95,7 @@ for (let i = 0; i < steps; i++) {
   times.push((performance.now() - start) / 1000);
 }
 const peakRss = process.resourceUsage().maxRSS;
-const { peak } = backend.memory();
+const { peak, totalPeak, pooled } = backend.memory();
 times.sort((a, b) => a - b);
 const median = times[Math.floor(times.length / 2)] as number;
 const gflops = work.flops / median / 1e9;
@@ -103,6 +105,7 @@ const result = {
   ...settings,
   threads,
   isa: backend.info().isa,
+  compute: backend.info().compute,
   trainable: work.trainable,
   total: work.total,
   step_s: rounded(median),
@@ -114,6 +117,8 @@ const result = {
   gflops: rounded(gflops, 1),
   share_of_peak: rounded(gflops / peakGflops(threads), 3),
   bytes: peak,
+  bytes_at_once: totalPeak,
+  bytes_pooled: pooled,
   loss,
 };
 work.dispose();

@@ -1,3 +1,6 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, checkpoint, scope, setTrainable } from '../src/autograd/index.js';
@@ -13,6 +16,8 @@ import { normal } from '../src/tensor/random.js';
 import type { Shape } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend } from './backends.js';
+import { inside } from './support/cli.js';
+import { writeWorkspace } from './support/model-dir.js';
 
 const random = (backend: Backend, shape: Shape, stream: number): Tensor =>
   tensor(
@@ -159,5 +164,25 @@ onEachBackend(
     model.dispose();
   },
 );
+
+test('a run with --gradient-checkpointing writes the bytes of one without, and can go on without', async () => {
+  const root = mkdtempSync(join(tmpdir(), 'lowrank-checkpoint-'));
+  try {
+    writeWorkspace(root);
+    const files = ['--model', join(root, 'model'), '--data', join(root, 'train.jsonl')];
+    const settings = ['--steps', '4', '--accumulation', '2', '--dropout', '0.1', '--seed', '5'];
+    const run = (out: string, ...more: string[]) =>
+      inside('train', ...files, '--out', join(root, out), ...settings, ...more);
+    const weights = (out: string) => readFileSync(join(root, out, 'adapter_model.safetensors'));
+    assert.is((await run('plain')).code, 0);
+    const { code, stderr } = await run('checkpointed', '--gradient-checkpointing');
+    assert.is(code, 0, stderr);
+    assert.ok(weights('checkpointed').equals(weights('plain')));
+    // It is no setting of the run: the finished one is known again without it.
+    assert.match((await run('checkpointed', '--resume')).stdout, 'Nothing left to do');
+  } finally {
+    rmSync(root, { recursive: true, force: true });
+  }
+});
 
 test.run();
