@@ -76,6 +76,21 @@ struct GemmKernels {
   void (*narrow)(const GemmTask* task, int64_t m0, int64_t m1);
 };
 
+// y [.., cols] = w + p [.., r] q [r, cols]; rows of w and y are `step` elements apart, those of q
+// qStep; types are DType codes.
+struct RankMerge {
+  const void* w;
+  int wType;
+  void* y;
+  int yType;
+  int64_t step, cols;
+  const float* p;
+  int64_t r;
+  const float* q;
+  int64_t qStep;
+  bool past;  // whether y is too large for the caches and is written past them
+};
+
 struct AdamWStep {
   float decay, beta1, oneMinusBeta1, beta2, oneMinusBeta2, stepSize, rootCorrection, eps, gradScale;
 };
@@ -135,6 +150,18 @@ struct IsaTable {
   // threshold.
   void (*dropout)(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key);
   bool (*allFinite)(const float* x, int64_t n);
+
+  // Products with a side of rank r; see simd/lowrank.h.
+  // h [rows, r] = s * x [rows, n] a [r, n]^T
+  void (*rankDown)(const float* x, int64_t rows, const float* a, int64_t r, int64_t n, float s,
+                   float* h);
+  // t [r, n] = b [n, r]^T, rows of t tStep apart
+  void (*turn)(const float* b, int64_t n, int64_t r, float* t, int64_t tStep);
+  // c [rows, cols] += p [rows, r] q [r, cols]; rows of each are its step apart
+  void (*rankUp)(float* c, int64_t cStep, int64_t rows, int64_t cols, const float* p, int64_t pStep,
+                 int64_t r, const float* q, int64_t qStep);
+  // y = w + p q, rounded to y's type; whether all of it is finite
+  bool (*rankMerge)(const RankMerge* task, int64_t rows);
 };
 
 // The tables this processor can run, best first; the generic one is always there.

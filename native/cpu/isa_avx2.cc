@@ -18,6 +18,7 @@
 #define VEC_SQRT
 #define VEC_FUSED
 #define VEC_HALF
+#define VEC_STREAM
 
 namespace lowrank {
 
@@ -40,6 +41,10 @@ inline __m256 widenHalf(halves8 h) { return _mm256_cvtph_ps((__m128i)h); }
 inline halves8 narrowHalf(__m256 x) {
   return (halves8)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 }
+
+// Past the caches, to an address of whole vectors.
+inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
+inline void stream(uint16_t* p, halves8 v) { _mm_stream_si128((__m128i*)p, (__m128i)v); }
 }  // namespace
 
 // Order matters: each builds on those before it.
@@ -48,6 +53,7 @@ inline halves8 narrowHalf(__m256 x) {
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/lowrank.h"
 #define LOWRANK_TABLE lowrankIsaAvx2
 #include "simd/table.h"
 // clang-format on

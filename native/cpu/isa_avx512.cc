@@ -24,6 +24,7 @@
 #define VEC_SQRT
 #define VEC_FUSED
 #define VEC_HALF
+#define VEC_STREAM
 
 namespace lowrank {
 
@@ -46,6 +47,10 @@ inline __m512 widenHalf(halves16 h) { return _mm512_cvtph_ps((__m256i)h); }
 inline halves16 narrowHalf(__m512 x) {
   return (halves16)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+
+// Past the caches, to an address of whole vectors.
+inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
+inline void stream(uint16_t* p, halves16 v) { _mm256_stream_si256((__m256i*)p, (__m256i)v); }
 }  // namespace
 
 // Order matters: each builds on those before it.
@@ -54,6 +59,7 @@ inline halves16 narrowHalf(__m512 x) {
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/lowrank.h"
 #define LOWRANK_TABLE lowrankIsaAvx512
 #include "simd/table.h"
 // clang-format on

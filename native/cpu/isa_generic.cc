@@ -20,6 +20,7 @@ constexpr const char* kIsaName = "generic";
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/lowrank.h"
 #define LOWRANK_TABLE lowrankIsaGeneric
 #include "simd/table.h"
 // clang-format on

@@ -1,5 +1,7 @@
-// Rank-r products of a mixed batch: every row of the batch has its own A and B, or none.
+// LoRA's own products: mixed batches, merging, and the row lengths that DoRA needs. Each reads W or
+// the batch once; everything beside it is of rank r.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels.h"
@@ -8,11 +10,58 @@ namespace lowrank {
 
 namespace {
 
+constexpr int64_t kTileCols = 512;  // of an f32 tile; with kTileRows it stays in the first cache
+constexpr int64_t kTileRows = 8;
+constexpr size_t kCached = size_t{4} << 20;  // bytes of a result that may stay in the caches
+
+// Elements [from, from + n) of a tensor as f32, in `block` where they are stored otherwise.
+const float* widened(const IsaTable& isa, const View& x, int64_t from, int64_t n, float* block) {
+  if (x.dtype == DType::f32) return x.as<float>() + from;
+  auto widen = x.dtype == DType::f16 ? isa.widenF16 : isa.widenBf16;
+  widen(x.as<uint16_t>() + from, block, n);
+  return block;
+}
+
+// Checks pairs A [r, in] and B [out, r] from tensor `first` on; their largest rank.
+int64_t checkPairs(const Args& args, size_t first, size_t pairs, int64_t in, int64_t out) {
+  int64_t most = 0;
+  for (size_t i = 0; i < pairs; i++) {
+    const View &a = args[first + 2 * i], &b = args[first + 2 * i + 1];
+    bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
+                a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
+    EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
+           a.describe() + " and " + b.describe());
+    most = std::max(most, a.dims[0]);
+  }
+  return most;
+}
+
 // Rows [from, to) of x and y, flat, that use adapter `group`.
 struct Segment {
   int64_t from, to;
   int group;
 };
+
+// Neighbouring rows of one adapter, in pieces that keep every thread busy.
+std::vector<Segment> segmentsOf(const Args& args, size_t adapters, int64_t batch, int64_t each) {
+  int64_t share = batch * each / (2 * std::max(args.context.threads, 1));
+  int64_t limit = std::min<int64_t>(std::max<int64_t>(share, 8), 32);
+  std::vector<Segment> segments;
+  for (int64_t b = 0; b < batch; b++) {
+    int group = static_cast<int>(
+        args.integer(adapters + static_cast<size_t>(b), -1, static_cast<int64_t>(adapters) - 1));
+    if (group < 0) continue;
+    for (int64_t from = b * each; from < (b + 1) * each;) {
+      bool joins = !segments.empty() && segments.back().group == group &&
+                   segments.back().to == from && segments.back().to - segments.back().from < limit;
+      if (!joins) segments.push_back({from, from, group});
+      Segment& last = segments.back();
+      last.to = std::min((b + 1) * each, last.from + limit);
+      from = last.to;
+    }
+  }
+  return segments;
+}
 
 // z = y + s_g (x A_g^T) B_g^T for the adapter g of each row of the batch; z = y without one.
 void addLowRankRows(const Args& args) {
@@ -28,65 +77,233 @@ void addLowRankRows(const Args& args) {
   EXPECT(args, args.attrCount == adapters + static_cast<size_t>(batch),
          "a scale for each adapter and an adapter for each row",
          std::to_string(args.attrCount) + " attributes");
-  int64_t most = 0;
-  for (size_t i = 0; i < adapters; i++) {
-    const View &a = args[2 + 2 * i], &b = args[3 + 2 * i];
-    EXPECT(args,
-           isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 && a.dims[1] == in &&
-               b.dims[0] == out && b.dims[1] == a.dims[0],
-           "A [r, I] and B [O, r]", a.describe() + " and " + b.describe());
-    most = std::max(most, a.dims[0]);
-  }
+  int64_t most = checkPairs(args, 2, adapters, in, out);
   Floats base = floats(args, 0);
   float* sum = z.as<float>();
   if (z.count == 0) return;
   const float* from = base;
   if (from != sum) std::memcpy(sum, from, static_cast<size_t>(z.count) * sizeof(float));
+  std::vector<Segment> segments = segmentsOf(args, adapters, batch, x.rows() / batch);
+  if (most == 0 || in == 0) return;
 
-  // Neighbouring rows of one adapter are one product, unless it is long: threads share them.
-  int64_t each = x.rows() / batch, limit = std::max<int64_t>(each, 64);
-  std::vector<Segment> segments;
-  for (int64_t b = 0; b < batch; b++) {
-    int group = static_cast<int>(
-        args.integer(adapters + static_cast<size_t>(b), -1, static_cast<int64_t>(adapters) - 1));
-    if (group < 0 || most == 0) continue;
-    Segment* last = segments.empty() ? nullptr : &segments.back();
-    if (last && last->group == group && last->to == b * each &&
-        last->to - last->from + each <= limit) {
-      last->to += each;
-    } else {
-      segments.push_back({b * each, (b + 1) * each, group});
-    }
-  }
-  const GemmKernels& product = args.context.isa->product;
   int64_t longest = 0;
   for (const Segment& s : segments) longest = std::max(longest, s.to - s.from);
-  int64_t own = product.scratch + longest * most;
+  bool stored = x.dtype == DType::f32;
+  for (size_t i = 0; i < adapters; i++) stored = stored && args[2 + 2 * i].dtype == DType::f32;
+  // Of a worker: x and A as f32 where they are not, x A^T, a tile of B as f32 and turned.
+  int64_t widest = stored ? 0 : std::max(longest, most) * in;
+  int64_t own = 2 * widest + longest * most + 2 * most * kTileCols;
   Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
                                           static_cast<uint64_t>(args.context.threads));
   float* scratch = held.as<float>();
-  size_t xSize = dtypeSize(x.dtype);
+  const IsaTable& isa = *args.context.isa;
   args.context.chunks(segments.size(), [&](int64_t at, int worker) {
     const Segment& s = segments[static_cast<size_t>(at)];
     const View& a = args[2 + 2 * static_cast<size_t>(s.group)];
     const View& b = args[3 + 2 * static_cast<size_t>(s.group)];
     int64_t r = a.dims[0], rows = s.to - s.from;
-    if (r == 0 || in == 0) return;
-    float *work = scratch + worker * own, *h = work + product.scratch;
-    const char* row = static_cast<const char*>(x.data) + static_cast<size_t>(s.from * in) * xSize;
-    GemmTask down = gemmTask(rows, r, in, {row, static_cast<int>(x.dtype), in, 1},
-                             {a.data, static_cast<int>(a.dtype), 1, in}, h, r);
-    down.alpha = static_cast<float>(args.attrs[s.group]);
-    product.gemm(&down, 0, rows, 0, r, work);
-    GemmTask up = gemmTask(rows, out, r, {h, static_cast<int>(DType::f32), r, 1},
-                           {b.data, static_cast<int>(b.dtype), 1, r}, sum + s.from * out, out);
-    up.accumulate = true;
-    product.gemm(&up, 0, rows, 0, out, work);
+    float *xWide = scratch + worker * own, *aWide = xWide + widest, *h = aWide + widest;
+    float *bWide = h + longest * most, *turned = bWide + most * kTileCols;
+    isa.rankDown(widened(isa, x, s.from * in, rows * in, xWide), rows,
+                 widened(isa, a, 0, r * in, aWide), r, in, static_cast<float>(args.attrs[s.group]),
+                 h);
+    for (int64_t n = 0; n < out; n += kTileCols) {
+      int64_t cols = std::min(kTileCols, out - n);
+      isa.turn(widened(isa, b, n * r, cols * r, bWide), cols, r, turned, kTileCols);
+      isa.rankUp(sum + s.from * out + n, out, rows, cols, h, r, r, turned, kTileCols);
+    }
+  });
+}
+
+// W + sum of s_i B_i A_i for a stored W [rows, cols] = [out, in], or [in, out] where transposed, a
+// tile at a time. The side that runs along the columns is laid out by tiles once.
+class LowRankSum {
+ public:
+  LowRankSum(const Args& args, size_t pairs, bool transposed, const double* scales)
+      : args_(args), w_(args[0]), pairs_(pairs), transposed_(transposed), scales_(scales) {
+    EXPECT(args, w_.rank == 2 && isFloat(w_.dtype), "W [out, in] of f32, f16 or bf16",
+           w_.describe());
+    checkPairs(args, 1, pairs, transposed ? w_.dims[0] : w_.dims[1],
+               transposed ? w_.dims[1] : w_.dims[0]);
+    for (size_t i = 0; i < pairs; i++) rank_ += args[1 + 2 * i].dims[0];
+    for (size_t i = 0; i < 2 * pairs; i++) factors_.push_back(floats(args, 1 + i));
+    layOut();
+  }
+
+  int64_t rows() const { return w_.dims[0]; }
+  int64_t cols() const { return w_.dims[1]; }
+  int64_t tiles() const { return (cols() + kTileCols - 1) / kTileCols; }
+  int64_t tileCols(int64_t tile) const { return std::min(kTileCols, cols() - tile * kTileCols); }
+  // Floats that side() fills.
+  int64_t sideFloats() const { return kTileRows * rank_; }
+
+  // What of the narrow factors belongs to rows [from, to): [rows, R], scaled.
+  void side(int64_t from, int64_t to, float* p) const {
+    int64_t k0 = 0;
+    for (size_t i = 0; i < pairs_; i++) {
+      int64_t r = args_[1 + 2 * i].dims[0];
+      const float* f = factors_[2 * i + (transposed_ ? 0 : 1)];
+      float s = static_cast<float>(scales_[i]);
+      for (int64_t row = from; row < to; row++) {
+        for (int64_t k = 0; k < r; k++) {
+          p[(row - from) * rank_ + k0 + k] =
+              s * (transposed_ ? f[k * rows() + row] : f[row * r + k]);
+        }
+      }
+      k0 += r;
+    }
+  }
+
+  // Rows [from, to) of a tile into `sum`, rows kTileCols apart.
+  void tile(int64_t from, int64_t to, int64_t tile, const float* p, float* sum) const {
+    const IsaTable& isa = *args_.context.isa;
+    int64_t n = tileCols(tile);
+    for (int64_t row = from; row < to; row++) {
+      float* at = sum + (row - from) * kTileCols;
+      const float* w = widened(isa, w_, row * cols() + tile * kTileCols, n, at);
+      if (w != at) std::memcpy(at, w, static_cast<size_t>(n) * sizeof(float));
+    }
+    isa.rankUp(sum, kTileCols, to - from, n, p, rank_, rank_, wide_ + tile * rank_ * kTileCols,
+               kTileCols);
+  }
+
+  // Rows [from, to) of a tile, rounded, into y; whether all of it is finite.
+  bool merge(int64_t from, int64_t to, int64_t tile, const float* p, const View& y) const {
+    int64_t at = from * cols() + tile * kTileCols;
+    RankMerge task = {w_.data + static_cast<size_t>(at) * dtypeSize(w_.dtype),
+                      static_cast<int>(w_.dtype),
+                      y.data + static_cast<size_t>(at) * dtypeSize(y.dtype),
+                      static_cast<int>(y.dtype),
+                      cols(),
+                      tileCols(tile),
+                      p,
+                      rank_,
+                      wide_ + tile * rank_ * kTileCols,
+                      kTileCols,
+                      y.bytes() >= kCached};
+    return args_.context.isa->rankMerge(&task, to - from);
+  }
+
+ private:
+  void layOut() {
+    const IsaTable& isa = *args_.context.isa;
+    held_.emplace_back(args_.context.memory,
+                       static_cast<uint64_t>(tiles() * rank_ * kTileCols + 1) * sizeof(float));
+    wide_ = held_.back().as<float>();
+    float* wide = wide_;
+    args_.context.ranges(tiles(), 1, [&](int64_t t, int64_t, int) {
+      float* to = wide + t * rank_ * kTileCols;
+      int64_t n = tileCols(t), at = t * kTileCols;
+      for (size_t i = 0; i < pairs_; i++) {
+        int64_t r = args_[1 + 2 * i].dims[0];
+        const float* f = factors_[2 * i + (transposed_ ? 1 : 0)];
+        if (transposed_) {
+          isa.turn(f + at * r, n, r, to, kTileCols);
+        } else {
+          for (int64_t k = 0; k < r; k++) {
+            std::memcpy(to + k * kTileCols, f + k * cols() + at,
+                        static_cast<size_t>(n) * sizeof(float));
+          }
+        }
+        to += r * kTileCols;
+      }
+    });
+  }
+
+  const Args& args_;
+  const View& w_;
+  size_t pairs_;
+  bool transposed_;
+  const double* scales_;
+  int64_t rank_ = 0;
+  std::vector<Floats> factors_;
+  std::vector<Workspace> held_;
+  float* wide_ = nullptr;
+};
+
+// y = W + sum of s_i B_i A_i, rounded once; ok [1] tells whether all of y is finite.
+void mergeLowRank(const Args& args) {
+  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "W, pairs of A and B, y and ok",
+         std::to_string(args.count) + " tensors");
+  size_t pairs = (args.count - 3) / 2;
+  args.counts(args.count, 1 + pairs);
+  const View &y = args.writable(args.count - 2), &ok = args.out(args.count - 1, DType::i32);
+  args.sameShape(0, args.count - 2);
+  args.shaped(args.count - 1, {1});
+  EXPECT(args, isFloat(y.dtype), "y of f32, f16 or bf16", y.describe());
+  LowRankSum sum(args, pairs, args.integer(0, 0, 1) != 0, args.attrs + 1);
+  int64_t own = (sum.sideFloats() + 15) / 16 * 16;
+  Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
+                                          static_cast<uint64_t>(args.context.threads));
+  float* scratch = held.as<float>();
+  std::vector<char> finite(static_cast<size_t>(args.context.threads), 1);
+  args.context.ranges(sum.rows(), kTileRows, [&](int64_t from, int64_t to, int worker) {
+    float* p = scratch + worker * own;
+    sum.side(from, to, p);
+    bool good = true;
+    for (int64_t t = 0; t < sum.tiles(); t++) good &= sum.merge(from, to, t, p, y);
+    if (!good) finite[static_cast<size_t>(worker)] = 0;
+  });
+  *ok.as<int32_t>() = std::all_of(finite.begin(), finite.end(), [](char c) { return c != 0; });
+}
+
+// n [out] = the lengths of the rows of W + s B A [out, in], summed in f64.
+void lowRankNorms(const Args& args) {
+  args.counts(4, 2);
+  bool transposed = args.integer(0, 0, 1) != 0;
+  LowRankSum sum(args, 1, transposed, args.attrs + 1);
+  args.out(3);
+  args.shaped(3, {transposed ? sum.cols() : sum.rows()});
+  float* lengths = args[3].as<float>();
+  const IsaTable& isa = *args.context.isa;
+  int64_t side = (sum.sideFloats() + 15) / 16 * 16;
+  int64_t own = kTileRows * kTileCols + side + 2 * kTileCols;
+  Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
+                                          static_cast<uint64_t>(args.context.threads));
+  float* scratch = held.as<float>();
+  if (transposed) {
+    args.context.ranges(sum.tiles(), 1, [&](int64_t t, int64_t, int worker) {
+      float *block = scratch + worker * own, *p = block + kTileRows * kTileCols;
+      double* squares = reinterpret_cast<double*>(p + side);
+      int64_t n = sum.tileCols(t);
+      std::fill(squares, squares + n, 0.0);
+      for (int64_t from = 0; from < sum.rows(); from += kTileRows) {
+        int64_t to = std::min(from + kTileRows, sum.rows());
+        sum.side(from, to, p);
+        sum.tile(from, to, t, p, block);
+        for (int64_t row = 0; row < to - from; row++) {
+          const float* v = block + row * kTileCols;
+          isa.mulAddTo(v, v, 1.0f, 0.0f, squares, n);
+        }
+      }
+      for (int64_t j = 0; j < n; j++) {
+        lengths[t * kTileCols + j] = static_cast<float>(std::sqrt(squares[j]));
+      }
+    });
+    return;
+  }
+  args.context.ranges(sum.rows(), kTileRows, [&](int64_t from, int64_t to, int worker) {
+    float *block = scratch + worker * own, *p = block + kTileRows * kTileCols;
+    double squares[kTileRows] = {};
+    sum.side(from, to, p);
+    for (int64_t t = 0; t < sum.tiles(); t++) {
+      sum.tile(from, to, t, p, block);
+      for (int64_t row = 0; row < to - from; row++) {
+        squares[row] += isa.sumSquares(block + row * kTileCols, sum.tileCols(t));
+      }
+    }
+    for (int64_t row = from; row < to; row++) {
+      lengths[row] = static_cast<float>(std::sqrt(squares[row - from]));
+    }
   });
 }
 
 }  // namespace
 
-void registerLora(Registry& r) { r.push_back({"addLowRankRows", addLowRankRows}); }
+void registerLora(Registry& r) {
+  r.push_back({"addLowRankRows", addLowRankRows});
+  r.push_back({"mergeLowRank", mergeLowRank});
+  r.push_back({"lowRankNorms", lowRankNorms});
+}
 
 }  // namespace lowrank

@@ -1,4 +1,5 @@
 import { setTrainable } from '../autograd/index.js';
+import type { RowFactors } from '../ops/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -30,6 +31,8 @@ export interface Branch {
   addTo?(sum: Tensor, x: Tensor, own: boolean): Tensor | null;
   /** What is added to the layer's weight, f32, as the weight is stored. */
   delta(): Tensor;
+  /** The same as Σ s·B A of A [r, in] and B [out, r]; null where it is no such sum. */
+  factors(): readonly RowFactors[] | null;
   /** Whether it adds to the layer's bias. */
   readonly changesBias: boolean;
   /** What is added to the layer's bias, f32; null for nothing. */
@@ -92,6 +95,10 @@ export abstract class TensorBranch implements Branch {
 
   abstract change(x: Tensor, y: Tensor): Tensor | null;
   abstract delta(): Tensor;
+
+  factors(): readonly RowFactors[] | null {
+    return null;
+  }
 
   get changesBias(): boolean {
     return false;

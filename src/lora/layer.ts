@@ -1,6 +1,6 @@
 import { noGrad, scope } from '../autograd/index.js';
 import { type Convolution, Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
-import { add, cast, mul, scale } from '../ops/index.js';
+import { add, cast, mergeLowRank, mul, type RowFactors, reshape, scale } from '../ops/index.js';
 import { tensor } from '../tensor/create.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
@@ -8,7 +8,7 @@ import { isFiniteTensor } from '../tensor/finite.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Branch } from './branch.js';
 import { mixedSum } from './mixed.js';
-import { type Site, siteOf } from './site.js';
+import { type Site, siteOf, weightMatrix } from './site.js';
 
 /** The adapters of a merge: names, or the weight of each name. */
 export type MergeWeights = readonly string[] | ReadonlyMap<string, number>;
@@ -76,8 +76,8 @@ function summed(
 }
 
 /** Throws, and frees it, if a merged tensor is not finite. */
-function checkMerged(merged: Tensor, name: string): Tensor {
-  if (isFiniteTensor(merged)) return merged;
+function checkMerged(merged: Tensor, name: string, finite = isFiniteTensor(merged)): Tensor {
+  if (finite) return merged;
   const { shape, dtype } = merged;
   merged.dispose();
   throw failure(
@@ -98,8 +98,35 @@ export function mergedWeight(
   weights: ReadonlyMap<string, number>,
   dtype: DType = site.weight.dtype,
 ): Tensor {
+  const name = `${site.path}.weight`;
+  const sum = noGrad(() =>
+    scope(() => {
+      const factors = factorsOf(branches, weights);
+      if (!factors) return null;
+      const { transposed } = site;
+      const { merged, finite } = mergeLowRank(weightMatrix(site), factors, { transposed, dtype });
+      return { merged: reshape(merged, site.weight.shape), finite };
+    }),
+  );
+  if (sum) return checkMerged(sum.merged, name, sum.finite);
   const merged = summed(site.weight, weights, (n) => branches.get(n)?.delta(), dtype);
-  return checkMerged(merged, `${site.path}.weight`);
+  return checkMerged(merged, name);
+}
+
+/** Σ w·ΔW of these adapters as one sum of products; null where one of them is none. */
+function factorsOf(
+  branches: ReadonlyMap<string, Branch>,
+  weights: ReadonlyMap<string, number>,
+): RowFactors[] | null {
+  const out: RowFactors[] = [];
+  for (const [name, weight] of weights) {
+    const branch = branches.get(name);
+    if (!branch) continue;
+    const factors = branch.factors();
+    if (!factors) return null;
+    out.push(...factors.map((f) => ({ ...f, scale: weight * f.scale })));
+  }
+  return out;
 }
 
 /** The names of those of these adapters that change the bias of a layer. */

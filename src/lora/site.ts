@@ -37,8 +37,6 @@ export interface Site {
   onOutput(v: Tensor): Tensor;
   /** The same, shaped to meet the stored weight. */
   onWeight(v: Tensor): Tensor;
-  /** Axes of the stored weight that a row of W lies along. */
-  readonly rowAxes: readonly number[];
 }
 
 /** What a layer whose rows are vectors has; `transposed` says how W is stored. */
@@ -69,10 +67,6 @@ abstract class VectorSite {
 
   onWeight(v: Tensor): Tensor {
     return reshape(v, this.transposed ? [1, -1] : [-1, 1]);
-  }
-
-  get rowAxes(): readonly number[] {
-    return [this.transposed ? 0 : 1];
   }
 }
 
@@ -218,10 +212,11 @@ class ConvSite implements Site {
   onWeight(v: Tensor): Tensor {
     return reshape(v, [this.outFeatures, 1, ...this.#ones]);
   }
+}
 
-  get rowAxes(): readonly number[] {
-    return this.weight.shape.slice(1).map((_, i) => i + 1);
-  }
+/** The stored weight as a matrix: [out, in], or [in, out] where it is `transposed`. */
+export function weightMatrix({ weight, transposed, inFeatures, outFeatures }: Site): Tensor {
+  return reshape(weight, transposed ? [inFeatures, outFeatures] : [outFeatures, inFeatures]);
 }
 
 /** How LoRA sees a plain layer. @throws for a layer of a kind that it cannot stand on */

@@ -109,6 +109,10 @@ export class TokenHead implements Branch {
     return this.rows.delta();
   }
 
+  factors(): null {
+    return null;
+  }
+
   biasDelta(): null {
     return null;
   }

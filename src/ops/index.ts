@@ -27,6 +27,7 @@ export { embedding } from './embedding.js';
 export { type HeadLossOptions, headLoss } from './head-loss.js';
 export { writeInto } from './inplace.js';
 export { addLowRank, type LowRankOptions } from './lora.js';
+export { lowRankNorms, type MergeOptions, mergeLowRank } from './low-rank-merge.js';
 export { addLowRankRows, type RowFactors } from './low-rank-rows.js';
 export { type LinearOptions, linear, type MatmulOptions, matmul } from './matmul.js';
 export { layerNorm, rmsNorm } from './norm.js';

@@ -33,4 +33,8 @@ const IsaTable LOWRANK_TABLE = {
     rAdamW,
     rDropout,
     rAllFinite,
+    rankDown,
+    turn,
+    rankUp,
+    rankMerge,
 };

@@ -1,19 +1,23 @@
 import { noGrad, scope } from '../../autograd/index.js';
-import { add, affine, cast, div, mul, reshape, sqrt, sub, sum } from '../../ops/index.js';
+import { add, affine, cast, div, lowRankNorms, mul, reshape, sub } from '../../ops/index.js';
 import { failure } from '../../tensor/errors.js';
 import type { Shape } from '../../tensor/shape.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { takeTensors, type Variant } from '../branch.js';
 import { type FullLoraConfig, settingsOf } from '../config.js';
-import type { Site } from '../site.js';
-import { LoraBranch, loraShapes, startTensors } from './plain.js';
+import { type Site, weightMatrix } from '../site.js';
+import { LoraBranch, loraShapes, productOf, startTensors } from './plain.js';
 
 const MAGNITUDE = 'lora_magnitude_vector';
 
-/** Lengths of the rows of W + ΔW [out, in], as the weight is stored: [out]. */
-function rowLengths(site: Site, delta: Tensor): Tensor {
-  const moved = add(cast(site.weight, 'f32'), delta);
-  return sqrt(sum(mul(moved, moved), site.rowAxes));
+/** Lengths of the rows of W + s·B A: [out], a constant. */
+function rowLengths(
+  site: Site,
+  sides: { readonly a: Tensor; readonly b: Tensor },
+  scaling: number,
+): Tensor {
+  const product = productOf(site, sides, scaling);
+  return noGrad(() => scope(() => lowRankNorms(weightMatrix(site), product, site.transposed)));
 }
 
 /**
@@ -33,8 +37,13 @@ export class DoraBranch extends LoraBranch {
 
   /** m/n [out] with n = ‖W + s·B A‖ of each row. */
   #factor(): Tensor {
-    const lengths = noGrad(() => scope(() => rowLengths(this.site, super.delta())));
+    const lengths = rowLengths(this.site, this, this.scaling);
     return div(reshape(this.magnitude, [-1]), lengths);
+  }
+
+  /** The rows of W are stretched, too. */
+  override factors(): null {
+    return null;
   }
 
   override change(x: Tensor, y: Tensor): Tensor {
@@ -74,9 +83,7 @@ export const dora: Variant = {
     const held = startTensors(site, config, seed);
     // m begins as the length that the rows have, so that m/n is 1.
     const begun = new LoraBranch(site, held, scaling, 0);
-    const lengths = noGrad(() =>
-      scope(() => reshape(rowLengths(site, begun.delta()), site.magnitudeShape)),
-    );
+    const lengths = scope(() => reshape(rowLengths(site, begun, scaling), site.magnitudeShape));
     lengths.storage.retag('trainable');
     held.set(MAGNITUDE, lengths.keep());
     return new DoraBranch(site, held, scaling, config.dropout);

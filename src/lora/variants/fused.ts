@@ -1,5 +1,5 @@
 import { noGrad, scope } from '../../autograd/index.js';
-import { concat, linear, scale, slice } from '../../ops/index.js';
+import { concat, linear, type RowFactors, scale, slice } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { failure } from '../../tensor/errors.js';
 import type { Shape } from '../../tensor/shape.js';
@@ -69,8 +69,8 @@ export class FusedBranch extends LoraBranch {
     return scope(() => linear(scale(this.site.down(seen, this.a), this.scaling), this.#wide()));
   }
 
-  override delta(): Tensor {
-    return noGrad(() => scope(() => scale(this.site.product(this.a, this.#wide()), this.scaling)));
+  protected override products(): readonly RowFactors[] {
+    return [{ a: this.a, b: this.#wide(), scale: this.scaling }];
   }
 
   override written(): ReadonlyMap<string, Tensor> {

@@ -1,6 +1,15 @@
 import { noGrad, scope } from '../../autograd/index.js';
 import { trainingContext } from '../../nn/index.js';
-import { addLowRank, concat, dropout, scale, sub } from '../../ops/index.js';
+import {
+  add,
+  addLowRank,
+  concat,
+  dropout,
+  type RowFactors,
+  reshape,
+  scale,
+  sub,
+} from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
 import { streamOf } from '../../tensor/random.js';
 import type { Shape } from '../../tensor/shape.js';
@@ -11,6 +20,15 @@ import { start, takesFromWeight } from '../init.js';
 import type { Site } from '../site.js';
 
 const BIAS = 'lora_B.bias';
+
+/** s·B A of a layer, A [r, in] and B [out, r] as matrices. */
+export function productOf(
+  { inFeatures, outFeatures }: Site,
+  { a, b }: { readonly a: Tensor; readonly b: Tensor },
+  scaling: number,
+): RowFactors {
+  return { a: reshape(a, [-1, inFeatures]), b: reshape(b, [outFeatures, -1]), scale: scaling };
+}
 
 /** LoRA (Hu et al., 2021): ΔW = s·B A, and Δbias = s·c where B has a bias c. */
 export class LoraBranch extends TensorBranch {
@@ -98,11 +116,26 @@ export class LoraBranch extends TensorBranch {
     return addLowRank(sum, this.seen(x), this.a, this.b, { scale: this.scaling, own });
   }
 
+  /** ΔW as Σ s·B A. */
+  protected products(): readonly RowFactors[] {
+    const { site, scaling, taken } = this;
+    const own = productOf(site, this, scaling);
+    return taken ? [own, productOf(site, taken, -scaling)] : [own];
+  }
+
+  override factors(): readonly RowFactors[] | null {
+    return this.products();
+  }
+
   delta(): Tensor {
-    const of = ({ a, b }: { readonly a: Tensor; readonly b: Tensor }) =>
-      scale(this.site.product(a, b), this.scaling);
-    const { taken } = this;
-    return noGrad(() => scope(() => (taken ? sub(of(this), of(taken)) : of(this))));
+    return noGrad(() =>
+      scope(() => {
+        const parts = this.products().map(({ a, b, scale: s }) =>
+          scale(this.site.product(a, b), s),
+        );
+        return parts.reduce((sum, part) => add(sum, part));
+      }),
+    );
   }
 
   override written(): ReadonlyMap<string, Tensor> {

@@ -21,7 +21,7 @@ function toInt64(value: number): bigint {
 }
 
 /** How a number becomes a stored element of a dtype. */
-function storing(dtype: DType): (value: number) => number | bigint {
+export function storing(dtype: DType): (value: number) => number | bigint {
   switch (dtype) {
     case 'f32':
     case 'f64':
@@ -40,7 +40,7 @@ function storing(dtype: DType): (value: number) => number | bigint {
 }
 
 /** How a stored element of a dtype becomes a number. */
-function loading(dtype: DType): (element: number | bigint) => number {
+export function loading(dtype: DType): (element: number | bigint) => number {
   if (dtype === 'f16') return (e) => f16ToNumber(e as number);
   if (dtype === 'bf16') return (e) => bf16ToNumber(e as number);
   return Number;
