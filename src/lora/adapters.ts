@@ -4,19 +4,16 @@ import type { DType } from '../tensor/dtype.js';
 import { failure, nearest } from '../tensor/errors.js';
 import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { Branch, Variant } from './branch.js';
-import { endPattern, type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
+import { type FullLoraConfig, fullConfig, type LoraConfig } from './config.js';
 import { Host } from './host.js';
 import type { MergeWeights } from './layer.js';
-import { type Merged, mergedSource, mergeIn } from './merging.js';
-import { withRows } from './mixed.js';
+import { attach, checkSaved, defaultsFor, expectedShapes, type Making } from './making.js';
+import { changedBy, checkedWeights, type Merged, mergedSource, mergeIn } from './merging.js';
+import { checkRows, withRows } from './mixed.js';
+import { PEFT_PREFIX } from './peft.js';
 import type { Site } from './site.js';
-import { chooseLayers, type Target, targetLayers } from './targets.js';
-import { TOKEN_ROWS, TokenHead, TokenRows } from './tokens.js';
-import { variantOn } from './variants/index.js';
-
-/** PEFT's prefix of every tensor's name in an adapter file. */
-export const PEFT_PREFIX = 'base_model.model.';
+import { type Target, targetLayers } from './targets.js';
+import { TokenRows } from './tokens.js';
 
 /** The tensors that make one branch. */
 export type BranchTensors = (
@@ -42,27 +39,8 @@ export interface FileNotes {
   readonly init?: unknown;
 }
 
-/** What a model is for, in PEFT's words; null for one that does not say. */
-export function peftTask(model: Module): string | null {
-  return (model as { peftTask?: string }).peftTask ?? null;
-}
-
-/** PEFT trains the head of a classifier along, by either of two names. */
-function defaultsFor(model: Module): Partial<LoraConfig> {
-  return peftTask(model) === 'SEQ_CLS' ? { modulesToSave: ['classifier', 'score'] } : {};
-}
-
 /** The object that holds the adapters of each model. */
 const OWNERS = new WeakMap<Module, LoraAdapters>();
-
-/** How the branches of a new adapter are made, and where the parameters it holds whole come from. */
-interface Making {
-  branch(variant: Variant, site: Site, config: FullLoraConfig): Branch;
-  tokens(site: Site, ids: readonly number[]): TokenRows;
-  readonly saved?: AdapterSource;
-  /** Whether every name and pattern must match something. */
-  readonly strict: boolean;
-}
 
 /**
  * The LoRA adapters of a model: several by name, of which none, one or several are active. The
@@ -121,7 +99,7 @@ export class LoraAdapters {
    */
   add(name: string, config: LoraConfig, seed: number): this {
     const full = fullConfig({ ...defaultsFor(this.model), ...config });
-    this.#checkSaved(config.modulesToSave ?? []);
+    checkSaved(this.#host, config.modulesToSave ?? []);
     this.#attach(name, full, {
       branch: (variant, site) => variant.create(site, full, seed),
       tokens: (site, ids) => TokenRows.create(site, ids),
@@ -180,57 +158,13 @@ export class LoraAdapters {
 
   /** Shapes of all tensors of an adapter of these settings, by PEFT's names without their prefix. */
   expected(config: FullLoraConfig): Map<string, Shape> {
-    const out = new Map<string, Shape>();
-    const paths = new Set<string>();
-    for (const target of chooseLayers(this.model, config, false)) {
-      const site = this.#host.site(target);
-      paths.add(site.path);
-      const variant = variantOn(site, config);
-      for (const [end, shape] of (variant.fileShapes ?? variant.shapes)(site, config)) {
-        out.set(`${site.path}.${end}`, shape);
-      }
-    }
-    for (const [target, ids] of this.#host.tokenTargets(config)) {
-      const { path, outFeatures } = this.#host.site(target);
-      out.set(`${path}.${TOKEN_ROWS}`, [ids.length, outFeatures]);
-    }
-    for (const { key, base } of this.#host.saved.parameters(config, paths).values()) {
-      out.set(key, base.shape);
-    }
-    return out;
+    return expectedShapes(this.#host, config);
   }
 
   #attach(name: string, config: FullLoraConfig, making: Making): void {
     this.#checkPlain('add');
     this.#checkNew(name);
-    const targets = chooseLayers(this.model, config, making.strict);
-    if (making.strict) checkPatterns(config, targets);
-    const made: [Target, Branch][] = [];
-    try {
-      for (const t of targets) {
-        const site = this.#host.site(t);
-        made.push([t, making.branch(variantOn(site, config), site, config)]);
-      }
-      for (const [t, ids] of this.#host.tokenTargets(config)) {
-        if (targets.some((other) => other.path === t.path)) {
-          throw failure('lora trainableTokens', 'an embedding without LoRA', t.path);
-        }
-        const rows = making.tokens(this.#host.site(t), ids);
-        made.push([t, rows]);
-        const head = this.#host.headOf(t);
-        if (!head) continue;
-        if (targets.some((other) => other.path === head.path)) {
-          throw failure('lora trainableTokens', 'a tied head without LoRA', head.path);
-        }
-        made.push([head, new TokenHead(head.path, rows)]);
-      }
-      const paths = new Set(targets.map((t) => t.path));
-      this.#host.saved.add(name, config, paths, making.saved);
-    } catch (error) {
-      for (const [, branch] of made) branch.dispose();
-      throw error;
-    }
-    for (const [target, branch] of made) this.#host.put(name, target, branch);
+    attach(this.#host, name, config, making);
     this.#configs.set(name, config);
   }
 
@@ -321,24 +255,12 @@ export class LoraAdapters {
 
   /** An adapter's tensors under PEFT's names, in the order of PEFT's files. */
   tensors(name: string): Map<string, Tensor> {
-    return this.#named(name, (branch) => branch.tensors());
+    return this.#host.tensors(name, this.config(name), (branch) => branch.tensors());
   }
 
   /** The tensors as a file holds them, with {@link writtenConfig}; some are new ones. */
   writtenTensors(name: string): Map<string, Tensor> {
-    return this.#named(name, (branch) => branch.written());
-  }
-
-  #named(name: string, of: (branch: Branch) => ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-    const out = new Map<string, Tensor>();
-    for (const branch of this.#host.branches(this.#known(name))) {
-      for (const [end, t] of of(branch)) out.set(`${PEFT_PREFIX}${branch.path}.${end}`, t);
-    }
-    const keys = this.#host.saved.parameters(this.config(name), this.#paths(name));
-    for (const [parameter, t] of this.#host.saved.tensors(name)) {
-      out.set(PEFT_PREFIX + (keys.get(parameter)?.key ?? parameter), t);
-    }
-    return new Map([...out].sort(([x], [y]) => (x < y ? -1 : 1)));
+    return this.#host.tensors(name, this.config(name), (branch) => branch.written());
   }
 
   /** Those of an adapter's tensors that are nearest to the outputs: each B. LoRA+ trains them faster. */
@@ -352,15 +274,8 @@ export class LoraAdapters {
 
   /** The layers that an adapter has A and B on, plain or wrapped. */
   targets(name: string): Target[] {
-    const paths = this.#paths(this.#known(name));
+    const paths = this.#host.paths(this.#known(name));
     return targetLayers(this.model).filter((t) => paths.has(t.path));
-  }
-
-  /** Paths of the layers that an adapter has A and B on. */
-  #paths(name: string): Set<string> {
-    const ofTokens = (b: Branch) => b instanceof TokenRows || b instanceof TokenHead;
-    const branches = [...this.#host.branches(name)].filter((b) => !ofTokens(b));
-    return new Set(branches.map((b) => b.path));
   }
 
   /**
@@ -371,16 +286,8 @@ export class LoraAdapters {
    */
   withRows<T>(rows: readonly (string | null)[], fn: () => T): T {
     this.#checkPlain('withRows');
-    for (const name of new Set(rows)) {
-      if (name === null) continue;
-      const [whole] = this.#host.saved.tensors(this.#known(name)).keys();
-      if (whole === undefined) continue;
-      throw failure(
-        'lora withRows',
-        'adapters of LoRA layers only',
-        `"${name}", which holds ${whole}`,
-      );
-    }
+    for (const name of new Set(rows)) if (name !== null) this.#known(name);
+    checkRows(this.#host, rows);
     const before = this.#active;
     this.setActive(null);
     try {
@@ -445,44 +352,15 @@ export class LoraAdapters {
 
   /** Names of the base's parameters that merging these adapters changes; nothing is computed. */
   changedBy(names: Iterable<string>): Set<string> {
-    const out = new Set<string>();
-    for (const name of names) {
-      this.#known(name);
-      for (const branch of this.#host.branches(name)) {
-        out.add(`${branch.path}.weight`);
-        if (branch.changesBias) out.add(`${branch.path}.bias`);
-      }
-      for (const parameter of this.#host.saved.tensors(name).keys()) out.add(parameter);
-    }
-    return out;
+    return changedBy(
+      this.#host,
+      [...names].map((name) => this.#known(name)),
+    );
   }
 
   /** The names and weights of a merge, checked. */
   #weights(adapters: MergeWeights): ReadonlyMap<string, number> {
-    const names = adapters instanceof Map ? [...adapters.keys()] : (adapters as readonly string[]);
-    for (const name of names) this.#known(name);
-    if (names.length === 0) throw failure('merge', 'at least one adapter', 'none');
-    if (new Set(names).size < names.length) {
-      throw failure('merge', 'each adapter once', names.join(', '));
-    }
-    const weights = adapters instanceof Map ? adapters : new Map(names.map((n) => [n, 1]));
-    for (const [name, weight] of weights) {
-      if (Number.isFinite(weight) && weight !== 0) continue;
-      throw failure(`merge, adapter ${name}`, 'a finite weight other than 0', String(weight));
-    }
-    return weights;
-  }
-
-  /** Names that a user asks for must be modules; PEFT's own defaults need not. */
-  #checkSaved(asked: readonly string[]): void {
-    for (const name of asked) {
-      const choice = { modulesToSave: [name], bias: 'none' } as const;
-      if (this.#host.saved.parameters(choice, new Set()).size > 0) continue;
-      const paths = [...this.model.namedModules()].map((m) => m.path).filter((p) => p !== '');
-      const near = nearest(name, paths, 3).join(', ');
-      const expected = 'names of modules of the model';
-      throw failure('lora modulesToSave', expected, `"${name}"`, `Nearest: ${near}`);
-    }
+    return checkedWeights(adapters, (name) => void this.#known(name));
   }
 
   /** Names of the base's parameters that an adapter holds whole. */
@@ -515,21 +393,5 @@ export class LoraAdapters {
       `"${name}"`,
       near.length > 0 ? `There are: ${near.join(', ')}` : 'There is none yet',
     );
-  }
-}
-
-/** Throws if a pattern of ranks or alphas is for none of an adapter's layers. */
-function checkPatterns(config: FullLoraConfig, targets: readonly Target[]): void {
-  for (const setting of ['rankPattern', 'alphaPattern', 'enableLora'] as const) {
-    for (const pattern of Object.keys(config[setting])) {
-      if (targets.some((t) => endPattern(pattern).test(t.path))) continue;
-      const near = nearest(
-        pattern,
-        targets.flatMap((t) => [t.name, t.path]),
-      );
-      const received = `"${pattern}", which matches none`;
-      const expected = 'patterns of layers of the adapter';
-      throw failure(`lora ${setting}`, expected, received, `Nearest: ${near.join(', ')}`);
-    }
   }
 }

@@ -9,7 +9,7 @@ import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { type FileNotes, type LoraAdapters, PEFT_PREFIX, peftTask } from './adapters.js';
+import type { FileNotes, LoraAdapters } from './adapters.js';
 import {
   type FullLoraConfig,
   fullConfig,
@@ -19,7 +19,8 @@ import {
 } from './config.js';
 import { baseFingerprint } from './fingerprint.js';
 import { takesFromWeight } from './init.js';
-import { peftConfig, readPeftConfig } from './peft.js';
+import { peftTask } from './making.js';
+import { PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
 import {
   chooseLayers,
   hasName,

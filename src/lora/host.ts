@@ -4,11 +4,12 @@ import type { Tensor } from '../tensor/tensor.js';
 import type { Branch } from './branch.js';
 import type { FullLoraConfig } from './config.js';
 import { isWrapper, LoraConv, LoraEmbedding, LoraLinear } from './layer.js';
+import { PEFT_PREFIX } from './peft.js';
 import { SavedParameters } from './saved.js';
 import { type Site, siteOf } from './site.js';
 import { hasName, plainLayer, type Target, targetLayers } from './targets.js';
 import { untiedHead } from './ties.js';
-import { TokenRows } from './tokens.js';
+import { TokenHead, TokenRows } from './tokens.js';
 
 /** A layer that adapters have branches on, and where it hangs. */
 export interface Wrapped {
@@ -72,6 +73,33 @@ export class Host {
       const branch = layer.branches.get(name);
       if (branch) yield branch;
     }
+  }
+
+  /** Paths of the layers that an adapter has A and B on. */
+  paths(name: string): Set<string> {
+    const ofTokens = (b: Branch) => b instanceof TokenRows || b instanceof TokenHead;
+    const branches = [...this.branches(name)].filter((b) => !ofTokens(b));
+    return new Set(branches.map((b) => b.path));
+  }
+
+  /**
+   * All of an adapter's tensors under PEFT's names, in the order of PEFT's files.
+   * @param of the tensors of a branch, by the ends of their names
+   */
+  tensors(
+    name: string,
+    config: FullLoraConfig,
+    of: (branch: Branch) => ReadonlyMap<string, Tensor>,
+  ): Map<string, Tensor> {
+    const out = new Map<string, Tensor>();
+    for (const branch of this.branches(name)) {
+      for (const [end, t] of of(branch)) out.set(`${PEFT_PREFIX}${branch.path}.${end}`, t);
+    }
+    const keys = this.saved.parameters(config, this.paths(name));
+    for (const [parameter, t] of this.saved.tensors(name)) {
+      out.set(PEFT_PREFIX + (keys.get(parameter)?.key ?? parameter), t);
+    }
+    return new Map([...out].sort(([x], [y]) => (x < y ? -1 : 1)));
   }
 
   /** The head that a table was tied to and is not, where the model was loaded so. */

@@ -3,11 +3,48 @@ import type { DType } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Host, Wrapped } from './host.js';
-import { biasChanges, LoraEmbedding, mergedBias, mergedWeight, noBias } from './layer.js';
+import {
+  biasChanges,
+  LoraEmbedding,
+  type MergeWeights,
+  mergedBias,
+  mergedWeight,
+  mergeWeights,
+  noBias,
+} from './layer.js';
 import { rounded } from './saved.js';
 
 type PlainLayer = PlainDense | Embedding | Convolution;
 type Weights = ReadonlyMap<string, number>;
+
+/** The weight of each adapter of a merge. @param check throws on a name that is none */
+export function checkedWeights(adapters: MergeWeights, check: (name: string) => void): Weights {
+  const names = adapters instanceof Map ? [...adapters.keys()] : (adapters as readonly string[]);
+  for (const name of names) check(name);
+  if (names.length === 0) throw failure('merge', 'at least one adapter', 'none');
+  if (new Set(names).size < names.length) {
+    throw failure('merge', 'each adapter once', names.join(', '));
+  }
+  const weights = mergeWeights(adapters);
+  for (const [name, weight] of weights) {
+    if (Number.isFinite(weight) && weight !== 0) continue;
+    throw failure(`merge, adapter ${name}`, 'a finite weight other than 0', String(weight));
+  }
+  return weights;
+}
+
+/** Names of the base's parameters that merging these adapters changes; nothing is computed. */
+export function changedBy(host: Host, names: readonly string[]): Set<string> {
+  const out = new Set<string>();
+  for (const name of names) {
+    for (const branch of host.branches(name)) {
+      out.add(`${branch.path}.weight`);
+      if (branch.changesBias) out.add(`${branch.path}.bias`);
+    }
+    for (const parameter of host.saved.tensors(name).keys()) out.add(parameter);
+  }
+  return out;
+}
 
 /** The copy of a parameter that an adapter of a merge holds whole, if one does. */
 function wholeParameter(host: Host, parameter: string, weights: Weights): Tensor | undefined {

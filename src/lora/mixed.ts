@@ -9,6 +9,17 @@ import { LoraBranch } from './variants/plain.js';
 
 type Rows = readonly (string | null)[];
 
+/** Throws when an adapter among the rows' holds parameters whole: those cannot differ by row. */
+export function checkRows(host: Host, rows: Rows): void {
+  for (const name of new Set(rows)) {
+    if (name === null) continue;
+    const [whole] = host.saved.tensors(name).keys();
+    if (whole === undefined) continue;
+    const received = `"${name}", which holds ${whole}`;
+    throw failure('lora withRows', 'adapters of LoRA layers only', received);
+  }
+}
+
 /** Runs `fn` with each row of a batch having its own adapter. */
 export function withRows<T>(host: Host, rows: Rows, fn: () => T): T {
   for (const { layer } of host.wrapped.values()) layer.rows = rows;

@@ -7,6 +7,9 @@ import {
   sparseConfig,
 } from './config.js';
 
+/** The prefix of every tensor's name in an adapter file. */
+export const PEFT_PREFIX = 'base_model.model.';
+
 /** The layout version of PEFT that is written and read. */
 const PEFT_VERSION = '0.21.0';
 

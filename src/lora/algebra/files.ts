@@ -5,14 +5,12 @@ import { SafetensorsFile, safetensorsParts, type WriteEntry } from '../../io/saf
 import { failure, nearest, shapeText } from '../../tensor/errors.js';
 import { getBackend } from '../../tensor/registry.js';
 import { numel } from '../../tensor/shape.js';
+import { PEFT_PREFIX } from '../peft.js';
 import type { Adapter, AdapterModule, ExtraTensor } from './adapter.js';
 import { settingsOf } from './config.js';
 
 export const CONFIG = 'adapter_config.json';
 const WEIGHTS = 'adapter_model.safetensors';
-
-/** PEFT's prefix of every tensor's name. */
-const PEFT_PREFIX = 'base_model.model.';
 
 /** PEFT's names of the factors: of a dense layer or a convolution, and of an embedding. */
 const FACTOR = /^(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)$/;
