@@ -1,7 +1,7 @@
 import { failure } from '../tensor/errors.js';
 import { normal, streamOf, uniform } from '../tensor/random.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { oloraStart, pissaStart, type WeightStart } from './algebra/starts.js';
+import { oloraFactors, orthogonalStart, pissaFactors } from './algebra/starts.js';
 import type { Site } from './site.js';
 
 /** What a start is made for. */
@@ -26,8 +26,8 @@ const MAKERS: Readonly<Record<string, StartMaker>> = {
   kaiming,
   gaussian,
   orthogonal,
-  pissa: (request) => fromWeight(pissaStart(request.site.weight, weightOptions(request))),
-  olora: (request) => fromWeight(oloraStart(request.site.weight, weightOptions(request))),
+  pissa: (request) => pissaFactors(request.site.weight, weightOptions(request)),
+  olora: (request) => oloraFactors(request.site.weight, weightOptions(request)),
 };
 
 /** PiSSA by a randomised decomposition of N power iterations. */
@@ -56,7 +56,7 @@ export function start(init: string, request: StartRequest): Start {
   const niter = NITER.exec(init);
   if (niter) {
     const options = { ...weightOptions(request), iterations: Number(niter[1]) };
-    return fromWeight(pissaStart(request.site.weight, options));
+    return pissaFactors(request.site.weight, options);
   }
   const make = MAKERS[init];
   if (!make) throw failure('lora init', initNames().join(' or '), `"${init}"`);
@@ -68,12 +68,6 @@ function weightOptions({ site, rank, scaling, seed }: StartRequest) {
     throw failure('lora init', 'kaiming or gaussian', `a start from the weight of ${site.path}`);
   }
   return { rank, scaling, seed, transposed: site.transposed };
-}
-
-/** The factors alone: the base stays as it is, the branch subtracts its start instead. */
-function fromWeight({ a, b, residual }: WeightStart): Start {
-  residual.dispose();
-  return { a, b };
 }
 
 /** Random numbers of a layer's A, or B where that is the random one. */
@@ -117,50 +111,11 @@ function gaussian(request: StartRequest): Start {
   );
 }
 
-/** Rows that are orthonormal, from a random square matrix by Gram and Schmidt, twice for accuracy. */
-function orthonormalRows(values: Float64Array, n: number): Float64Array[] {
-  const rows = Array.from({ length: n }, (_, i) => values.slice(i * n, (i + 1) * n));
-  rows.forEach((row, i) => {
-    for (let pass = 0; pass < 2; pass++) {
-      for (const done of rows.slice(0, i)) {
-        const along = done.reduce((sum, v, k) => sum + v * (row[k] as number), 0);
-        for (let k = 0; k < n; k++) row[k] = (row[k] as number) - along * (done[k] as number);
-      }
-    }
-    const length = Math.sqrt(row.reduce((sum, v) => sum + v * v, 0));
-    for (let k = 0; k < n; k++) row[k] = (row[k] as number) / length;
-  });
-  return rows;
-}
-
-// A and B random over orthogonal halves of the rank, a tenth in size, as PEFT: B A is 0 though
-// neither is. q: rows of a random orthogonal [r, r]; A = (x q_odd)ᵀ / 10, B = y q_even / 10.
+// A and B random over orthogonal halves of the rank, as PEFT: B A is 0 though neither is.
 function orthogonal(request: StartRequest): Start {
-  const { site, rank, seed } = request;
+  const { site, rank } = request;
   if (site.kind === 'embedding') {
     throw failure('lora init orthogonal', 'dense layers', `the embedding ${site.path}`);
   }
-  const half = rank / 2;
-  const at = (what: string) => ({ seed, stream: streamOf(`${site.path}.lora_${what}`) });
-  const q = orthonormalRows(normal(at('Q'), rank * rank), rank);
-  const product = (width: number, what: 'A' | 'B', first: 0 | 1): Float64Array => {
-    const x = normal(at(what), width * half);
-    const out = new Float64Array(width * rank);
-    for (let i = 0; i < width; i++) {
-      for (let h = 0; h < half; h++) {
-        const v = (x[i * half + h] as number) / 10;
-        const row = q[2 * h + first] as Float64Array;
-        for (let k = 0; k < rank; k++) {
-          out[i * rank + k] = (out[i * rank + k] as number) + v * (row[k] as number);
-        }
-      }
-    }
-    return out;
-  };
-  const wide = product(site.inFeatures, 'A', 0);
-  const a = new Float32Array(wide.length);
-  for (let i = 0; i < site.inFeatures; i++) {
-    for (let k = 0; k < rank; k++) a[k * site.inFeatures + i] = wide[i * rank + k] as number;
-  }
-  return { a, b: Float32Array.from(product(site.outFeatures, 'B', 1)) };
+  return orthogonalStart(rank, site.inFeatures, site.outFeatures, random(request, 'A'));
 }
