@@ -308,6 +308,21 @@ onEachBackend(test, 'a mixed batch of any settings ≡ its rows one by one', (ba
   );
 });
 
+onEachBackend(test, 'a mixed loss whose rows differ in a tied head is refused', (backend) => {
+  using model = randomModel('llama', backend, 'f32', 1);
+  using adapters = new LoraAdapters(model);
+  adapters.add('tokens', { targetModules: ['q_proj'], trainableTokens: [1, 4] }, 1);
+  adapters.add('plain', { targetModules: ['q_proj'] }, 1);
+  const loss = (rows: (string | null)[]) => () =>
+    adapters.withRows(rows, () => scope(() => model.loss(BATCH).loss.item()));
+  // The head sees labelled positions, of which none is told whose row it is.
+  assert.throws(
+    loss(['tokens', null]),
+    /2 rows in the head tied to model\.embed_tokens.*received 6/,
+  );
+  assert.ok(Number.isFinite(loss(['plain', null])()));
+});
+
 /** A table, a dense layer of each kind: small enough for a thousand passes. */
 class Chain extends Module {
   constructor(

@@ -310,7 +310,9 @@ export function plainHead(head: Module | null, embedding: Module, table: Tensor)
   // Of what adapters do to an embedding only rows trained for tokens change a tied head.
   const apart =
     embedding instanceof LoraEmbedding &&
-    embedding.active.every((name) => !embedding.branches.get(name)?.headChange);
+    (embedding.rows ?? embedding.active).every(
+      (name) => name === null || !embedding.branches.get(name)?.headChange,
+    );
   const plain = apart ? embedding.base : embedding;
   return plain.constructor === Embedding ? table : null;
 }
