@@ -12,7 +12,15 @@
  */
 
 // Tensors, gradients and ops.
-export { backward, defineOp, detach, noGrad, scope, setTrainable } from './autograd/index.js';
+export {
+  backward,
+  checkpoint,
+  defineOp,
+  detach,
+  noGrad,
+  scope,
+  setTrainable,
+} from './autograd/index.js';
 // Files.
 export {
   type Chat,
