@@ -1,4 +1,6 @@
 // time-limit: 300
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   cpSync,
   existsSync,
@@ -398,6 +400,7 @@ test('work that fails says why, with exit code 1, and writes nothing', async () 
   writeFileSync(at('short.jsonl'), '{"prompt": "", "completion": "a"}\n');
   mkdirSync(at('busy'));
   writeFileSync(at('busy/notes.txt'), 'mine');
+  mkdirSync(at('closed'), { mode: 0o500 });
   cpSync(at('first'), at('cut'), { recursive: true });
   writeFileSync(at('cut', ADAPTER), readFileSync(at('first', ADAPTER)).subarray(0, 600));
   const data = (name: string) => [...without(train('y'), '--data'), '--data', at(name)];
@@ -415,6 +418,14 @@ test('work that fails says why, with exit code 1, and writes nothing', async () 
     [train('train.jsonl'), /expected a folder, received the file/],
     [[...prompt('a'), '--adapter', at('cut')], /adapter_model\.safetensors/],
     [[...prompt('a'), '--adapter', at('model')], /adapter_config\.json/],
+    [
+      ['generate', '--model', at('first'), '--prompt', 'a'],
+      /expected a model directory, received the adapter .*Give it as --adapter/,
+    ],
+    [train('train.jsonl/deep/y'), /expected a folder that can be written to, received the file/],
+    ...(process.getuid?.() === 0
+      ? []
+      : [[train('closed/y'), /can be written to, received EACCES/] as [string[], RegExp]]),
     [prompt('a '.repeat(200)), /expected a prompt of 1…95 tokens/],
     [['eval', '--model', at('model'), '--data', at('nothing.jsonl')], 'nothing.jsonl'],
     [
@@ -449,6 +460,18 @@ test('merge refuses weights that are not finite', async () => {
   assert.is(code, 1);
   assert.match(stderr, /\[merge\] expected finite weights, received NaN/);
   assert.not.ok(existsSync(at('nan-merged')));
+});
+
+test('the work goes on though nobody reads its messages', async () => {
+  const child = spawn(
+    process.execPath,
+    ['--import', import.meta.resolve('tsx'), 'src/cli/main.ts', ...train('unheard')],
+    { stdio: ['ignore', 'ignore', 'pipe'] },
+  );
+  child.stderr.destroy();
+  const [code] = await once(child, 'close');
+  assert.is(code, 0);
+  assert.equal(bytesOf(at('unheard')), bytesOf(at('first')));
 });
 
 test.run();

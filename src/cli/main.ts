@@ -6,4 +6,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(0);
   throw error;
 });
+process.stderr.on('error', (error: NodeJS.ErrnoException) => {
+  // Nobody reads the messages any more: the work itself goes on.
+  if (error.code !== 'EPIPE') throw error;
+});
 process.exitCode = await runCli(process.argv.slice(2));

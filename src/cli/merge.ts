@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, realpathSync } from 'node:fs';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { type Command, Option } from 'commander';
-import { isTemporary } from '../io/files.js';
+import { checkWritable, isTemporary } from '../io/files.js';
 import type { Merged } from '../models/merge.js';
 import type { SaveProgress } from '../models/save.js';
 import { byteSize, type NamedAdapter, namedAdapter } from './adapters.js';
@@ -93,6 +93,7 @@ function realPath(path: string): string {
 
 /** Throws where the folder holds what a model must not be written over. */
 function checkOut(out: string, overwrite: boolean | undefined): void {
+  checkWritable(out, 'merge');
   if (!existsSync(out)) return;
   const names = readdirSync(out);
   if (names.includes('adapter_config.json')) {

@@ -1,8 +1,10 @@
 import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Command } from 'commander';
 import type { HubKind } from '../io/hub.js';
 import type { Tokenizer } from '../io/tokenizer.js';
 import type { CausalLM } from '../models/causal-lm.js';
+import { failure } from '../tensor/errors.js';
 import { BACKEND_NAMES, type CommonOptions, needs, oneOf, wholeNumber } from './output.js';
 
 /** Options of the commands that run a model with or without an adapter. */
@@ -47,7 +49,10 @@ export type Resolved<F extends Named> = F & {
  * @throws where there is neither
  */
 export async function resolveDir(name: string, kind: HubKind): Promise<string> {
-  if (existsSync(name)) return name;
+  if (existsSync(name)) {
+    if (kind === 'model') checkNoAdapter(name);
+    return name;
+  }
   const { resolveModel } = await import('../io/hub.js');
   const { downloadView } = await import('./download-view.js');
   const view = await downloadView();
@@ -56,6 +61,18 @@ export async function resolveDir(name: string, kind: HubKind): Promise<string> {
   } finally {
     view.end();
   }
+}
+
+/** Throws where a directory given as the model holds an adapter only. */
+function checkNoAdapter(dir: string): void {
+  const has = (name: string) => existsSync(join(dir, name));
+  if (!has('adapter_config.json') || has('config.json')) return;
+  throw failure(
+    'model',
+    'a model directory',
+    `the adapter ${dir}`,
+    'Give it as --adapter, and the model it was trained on as --model',
+  );
 }
 
 /** The same options with `model` and `adapter` as directories; see {@link resolveDir}. */

@@ -1,6 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import {
+  accessSync,
   closeSync,
+  constants,
   existsSync,
   fchmodSync,
   fsyncSync,
@@ -24,6 +26,23 @@ const CHUNK = 64 * 2 ** 20;
 
 /** Milliseconds after which a file that grew no more is taken for left behind. */
 const QUIET_MS = 5000;
+
+/**
+ * Throws, before any work is done, where a folder cannot be written to or made: Node names a
+ * read-only file system "no such file" when it makes folders.
+ */
+export function checkWritable(folder: string, setting: string): void {
+  let there = resolve(folder);
+  while (!existsSync(there) && dirname(there) !== there) there = dirname(there);
+  const expected = 'a folder that can be written to';
+  if (!statSync(there).isDirectory())
+    throw failure(setting, expected, `the file ${there} in its path`);
+  try {
+    accessSync(there, constants.W_OK);
+  } catch (error) {
+    throw failure(setting, expected, `${(error as NodeJS.ErrnoException).code} of ${there}`);
+  }
+}
 
 function temporaryName(path: string): string {
   const unique = `${process.pid}-${randomBytes(6).toString('hex')}`;

@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join, resolve } from 'node:path';
 import type { Checkpoint } from '../io/checkpoint.js';
-import { readJsonObject, writeJsonAtomic } from '../io/files.js';
+import { checkWritable, readJsonObject, writeJsonAtomic } from '../io/files.js';
 import { failure } from '../tensor/errors.js';
 import type { RunSettings } from './state.js';
 
@@ -58,16 +58,18 @@ function recordOf(out: string): RunRecord | undefined {
 }
 
 /**
- * Throws where an output folder cannot be one, whatever is in it: it is a file, or the model's own.
+ * Throws where an output folder cannot be one, whatever is in it: it is a file, the model's own, or
+ * cannot be written to.
  */
 export function checkOutFolder(out: string, modelDir: string): void {
   if (out === '') throw failure('out', 'a folder', 'an empty name');
   if (resolve(out) === resolve(modelDir)) {
     throw failure('out', 'another folder than the model', out, 'The base model is never changed');
   }
-  if (statSync(out, { throwIfNoEntry: false })?.isFile()) {
+  if (existsSync(out) && statSync(out).isFile()) {
     throw failure('out', 'a folder', `the file ${out}`);
   }
+  checkWritable(out, 'out');
 }
 
 /**
