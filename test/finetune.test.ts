@@ -68,6 +68,21 @@ for (const c of candidates) {
   );
 }
 
+test('a head that is tied to its table is adapted as a tensor of its own, and loads so', async () => {
+  for (const [i, lora] of [
+    { rank: 2, targetModules: ['lm_head'] },
+    { rank: 2, targetModules: '.*lm_head' },
+    { rank: 2, targetModules: ['q_proj'], modulesToSave: ['lm_head'] },
+  ].entries()) {
+    const out = `head-${i}`;
+    await all(settings(out, { steps: 1, lora }));
+    using model = openModel(at('model'), { backend: getBackend('auto'), untied: true });
+    using adapters = new LoraAdapters(model);
+    loadAdapter(adapters, 'a', at(out));
+    assert.ok([...adapters.tensors('a').keys()].some((k) => k.includes('lm_head')));
+  }
+});
+
 test('a run leaves no buffer behind, finished, left early, or failed', async () => {
   const backend = getBackend('auto');
   const before = backend.memory();

@@ -11,9 +11,12 @@ import {
   readAdapterConfig,
   saveAdapter,
 } from '../src/lora/index.js';
+import type { SequenceClassifier } from '../src/models/classifier.js';
+import { buildModel } from '../src/models/load.js';
 import { tensor } from '../src/tensor/create.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend, reference } from './backends.js';
+import { encoderConfig } from './support/classifier.js';
 import { withFolder } from './support/temp.js';
 import {
   forTinyCases,
@@ -24,6 +27,7 @@ import {
   TINY,
   tinyBatch,
   tinyModel,
+  tinySource,
 } from './support/tiny.js';
 
 const CONFIG = 'adapter_config.json';
@@ -405,6 +409,43 @@ test('modules that PEFT’s rule took beyond ours are read, and written by its n
     saveAdapter(adapters, 'c', dir);
     const own = JSON.parse(readFileSync(join(dir, CONFIG), 'utf8'));
     assert.equal(own.modules_to_save, ['model.norm']);
+  });
+});
+
+test('biases of a head saved whole are written as often as PEFT does, and read so', () => {
+  withFolder((dir) => {
+    const config = encoderConfig({ type: 'roberta', labels: ['a', 'b'] });
+    using model = buildModel(config, tinySource(TINY, reference)) as SequenceClassifier;
+    using adapters = new LoraAdapters(model);
+    const base = adapters.baseParameters().get('classifier.dense.bias')?.bytes() as Uint8Array;
+    adapters.add('a', { targetModules: ['query'], bias: 'all' }, 1);
+    randomize(adapters, 'a', 1);
+    saveAdapter(adapters, 'a', dir);
+    const own = adapters.tensors('a');
+    const written = SafetensorsFile.open(join(dir, WEIGHTS));
+    const head = (end: string) => `base_model.model.classifier.${end}`;
+    const bytes = (key: string) => {
+      using t = written.load(key, { backend: reference, dtype: 'f32' });
+      return t.bytes();
+    };
+    for (const part of ['dense', 'out_proj']) {
+      const trained = own.get(head(`${part}.bias`))?.bytes() as Uint8Array;
+      assert.ok(sameBytes(bytes(head(`modules_to_save.default.${part}.bias`)), trained));
+    }
+    assert.ok(sameBytes(bytes(head('original_module.dense.bias')), base));
+    assert.is(written.tensors.size, own.size + 4);
+    loadAdapter(adapters, 'b', dir);
+    assert.equal(snapshot(adapters.tensors('b')), snapshot(own));
+    // PEFT under another name, and one whose two copies differ.
+    const second = written.load(head('modules_to_save.default.dense.bias'), { backend: reference });
+    editWeights(dir, {
+      [head('modules_to_save.default.dense.bias')]: null,
+      [head('modules_to_save.mine.dense.bias')]: second,
+    });
+    loadAdapter(adapters, 'c', dir);
+    const other = tensor(new Float32Array(second.size), second.shape, { backend: reference });
+    editWeights(dir, { [head('modules_to_save.mine.dense.bias')]: other });
+    assert.throws(() => loadAdapter(adapters, 'd', dir), /expected the numbers of .*dense\.bias/);
   });
 });
 

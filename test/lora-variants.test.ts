@@ -229,6 +229,26 @@ onEachBackend(test, 'nothing is left after an adapter, a merge or a fusion', (ba
   assert.is(backend.memory().total, before.total);
 });
 
+onEachBackend(
+  test,
+  'a fused embedding frees the base’s table, unless a tied head needs it',
+  (backend) => {
+    for (const tied of [false, true]) {
+      using model = tinyModel({ ...TINY, tied }, backend);
+      const adapters = new LoraAdapters(model);
+      const table = adapters.baseParameters().get('model.embed_tokens.weight') as Tensor;
+      adapters.add('a', { targetModules: ['embed_tokens'], rank: 2 }, 1);
+      randomize(adapters, 'a', 1);
+      const before = logitsOf(model, tinyBatch(1, [4], TINY.vocab));
+      adapters.fuse();
+      const after = logitsOf(model, tinyBatch(1, [4], TINY.vocab));
+      assert.ok(relativeDifference(after, before) < 1e-4);
+      if (tied) table.check('here');
+      else assert.throws(() => table.check('here'), /here/);
+    }
+  },
+);
+
 /** A layer of each kind with random weights. */
 function layers(backend: Backend, dtype: 'f32' | 'bf16' | 'f16') {
   const random = (shape: number[], stream: number) =>

@@ -7,6 +7,7 @@ import { Dense, type Module, PlainDense } from '../nn/index.js';
 import { cast } from '../ops/index.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, nearest, shapeText } from '../tensor/errors.js';
+import { getBackend } from '../tensor/registry.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { FileNotes, LoraAdapters } from './adapters.js';
@@ -21,6 +22,7 @@ import { baseFingerprint } from './fingerprint.js';
 import { takesFromWeight } from './init.js';
 import { peftTask } from './making.js';
 import { PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
+import { savedRoot } from './saved.js';
 import {
   chooseLayers,
   hasName,
@@ -151,6 +153,7 @@ export function saveAdapter(
   mkdirSync(dir, { recursive: true });
   scope(() => {
     const tensors = asRead ? adapters.tensors(name) : adapters.writtenTensors(name);
+    for (const [key, t] of echoesOf(adapters, name)) tensors.set(key, t);
     for (const [key, table] of tablesOf(adapters, config, own)) {
       const dtype = notes.tables?.get(key) ?? table.dtype;
       tensors.set(
@@ -237,12 +240,53 @@ function takeTables(
 }
 
 /**
- * Whether a tensor is one that PEFT writes besides, with `bias: all` and modules saved whole: a
- * bias of such a module a second time, or of the module it stands in for, which nothing uses.
+ * What PEFT writes besides with `bias: all` and modules saved whole, so that its files are ours: a
+ * bias of such a module a second time, and that of the module it stands in for. Nothing uses them.
  */
-function isEcho(key: string, all: ReadonlySet<string>): boolean {
-  const plain = key.replace(/\.(original_module|modules_to_save\.[^.]+)\.(.*\.bias)$/, '.$2');
-  return plain !== key && all.has(plain);
+function echoesOf(adapters: LoraAdapters, name: string): Map<string, Tensor> {
+  const out = new Map<string, Tensor>();
+  const { bias, modulesToSave } = adapters.config(name);
+  if (bias !== 'all') return out;
+  const own = adapters.tensors(name);
+  for (const parameter of adapters.wholeParameters(name)) {
+    const root = savedRoot(parameter, modulesToSave);
+    if (root === undefined || !parameter.endsWith('.bias')) continue;
+    const end = parameter.slice(root.length + 1);
+    const at = (part: string) => `${PEFT_PREFIX}${root}.${part}.${end}`;
+    // PEFT leaves its own adapter's name where the module has parts.
+    const second = at(end === 'bias' ? 'modules_to_save' : 'modules_to_save.default');
+    out.set(second, own.get(PEFT_PREFIX + parameter) as Tensor);
+    const base = adapters.baseParameters().get(parameter) as Tensor;
+    out.set(
+      at('original_module'),
+      noGrad(() => cast(base, 'f32')),
+    );
+  }
+  return out;
+}
+
+/** The tensor that one of {@link echoesOf} goes with; undefined for any other. */
+function echoed(key: string, all: ReadonlySet<string>): string | undefined {
+  if (!key.endsWith('.bias')) return undefined;
+  const plain = [
+    key.replace(/\.(original_module|modules_to_save)\./, '.'),
+    key.replace(/\.modules_to_save\.[^.]+\./, '.'),
+  ];
+  return plain.find((p) => p !== key && all.has(p));
+}
+
+/** Takes the echoes out of what a file holds. @param problems gets those that say something else */
+function takeEchoes(file: SafetensorsFile, left: Set<string>, problems: string[]): void {
+  const bytes = (key: string) =>
+    scope(() => file.load(key, { backend: getBackend('reference'), dtype: 'f32' }).bytes());
+  for (const key of [...left]) {
+    const plain = echoed(key, left);
+    if (plain === undefined) continue;
+    left.delete(key);
+    if (key.includes('.original_module.')) continue;
+    if (Buffer.from(bytes(key)).equals(bytes(plain))) continue;
+    problems.push(`${key}: expected the numbers of ${plain}, received others`);
+  }
 }
 
 /** Where a file's tensors are not those expected, a line each. */
@@ -292,8 +336,8 @@ export function loadAdapter(adapters: LoraAdapters, name: string, dir: string): 
   const file = SafetensorsFile.open(adapterFile(dir, WEIGHTS));
   const { config, notes } = settle(adapters, withParts(settings, file, dir), file);
   const left = new Set(file.tensors.keys());
-  for (const key of left) if (isEcho(key, left)) left.delete(key);
   const wrong: string[] = [];
+  takeEchoes(file, left, wrong);
   const expected = adapters.expected(config);
   const tables = takeTables(adapters, config, file, left, wrong);
   const problems = [...wrong, ...tensorProblems(file, expected, left)];

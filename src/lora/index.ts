@@ -10,6 +10,7 @@ export {
   chooseLayers,
   chooseTargets,
   denseLayers,
+  namesHead,
   PRESETS,
   type Target,
   targetLayers,

@@ -13,6 +13,7 @@ import {
   noBias,
 } from './layer.js';
 import { rounded } from './saved.js';
+import { hasOutputLayer } from './targets.js';
 
 type PlainLayer = PlainDense | Embedding | Convolution;
 type Weights = ReadonlyMap<string, number>;
@@ -162,11 +163,12 @@ export function mergeIn(host: Host, weights: Weights): Merged {
     keep() {
       const gone = new Map(replaced.map(({ at, by }) => [at, by]));
       host.saved.fuse();
+      const headed = hasOutputLayer(host.model);
       for (const [path, at] of host.wrapped) {
         for (const branch of at.layer.branches.values()) branch.dispose();
         const by = gone.get(at);
-        // A tied head may still need the table of an embedding: it goes with the merged one.
-        if (by instanceof Embedding) by.attach(at.layer.base);
+        // A tied head still needs the table of an embedding: it goes with the merged one.
+        if (by instanceof Embedding && !headed) by.attach(at.layer.base);
         else if (by) at.layer.base.dispose();
         else at.target.parent.replaceChild(at.target.name, at.layer.base);
         host.wrapped.delete(path);

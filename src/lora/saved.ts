@@ -35,11 +35,16 @@ function named(path: string, names: readonly string[]): boolean {
   return names.some((n) => path === n || path.endsWith(`.${n}`));
 }
 
+/** The module saved whole that a path is, or lies in; undefined where it lies in none. */
+export function savedRoot(path: string, names: readonly string[]): string | undefined {
+  if (names.length === 0) return undefined;
+  const parts = path.split('.');
+  return parts.map((_, i) => parts.slice(0, i + 1).join('.')).find((start) => named(start, names));
+}
+
 /** Whether a path is a module that is saved whole, or lies in one. */
 export function inSaved(path: string, names: readonly string[]): boolean {
-  if (names.length === 0) return false;
-  const parts = path.split('.');
-  return parts.some((_, i) => named(parts.slice(0, i + 1).join('.'), names));
+  return savedRoot(path, names) !== undefined;
 }
 
 /** Every parameter of a model under its base's name, with its module and field. */

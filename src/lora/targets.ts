@@ -1,6 +1,6 @@
 import { Convolution, Dense, Embedding, type Module, PlainDense } from '../nn/index.js';
 import { failure, nearest } from '../tensor/errors.js';
-import { type FullLoraConfig, regex } from './config.js';
+import { type FullLoraConfig, type LoraConfig, regex } from './config.js';
 import { isWrapper, type LoraConv, type LoraEmbedding } from './layer.js';
 import { inSaved } from './saved.js';
 
@@ -87,6 +87,18 @@ function matchesNothing(setting: string, text: string, known: Iterable<string>):
 }
 
 const isLinear = ({ layer, name }: Target) => layer instanceof Dense && !OUTPUT_LAYERS.has(name);
+
+/** Whether a model has an output layer of its own, and does not answer by its table of embeddings. */
+export function hasOutputLayer(model: Module): boolean {
+  return denseLayers(model).some((t) => OUTPUT_LAYERS.has(t.name));
+}
+
+/** Whether settings name the head, which a model that ties it to its table has only `untied`. */
+export function namesHead({ targetModules, modulesToSave = [] }: LoraConfig): boolean {
+  if (modulesToSave.includes('lm_head')) return true;
+  if (typeof targetModules !== 'string') return targetModules.includes('lm_head');
+  return !isPreset(targetModules) && regex(targetModules).test('lm_head');
+}
 
 const isPreset = (name: string) => name === 'all-linear' || Object.hasOwn(PRESETS, name);
 

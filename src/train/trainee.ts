@@ -1,6 +1,6 @@
 import type { Checkpoint } from '../io/checkpoint.js';
 import { type FullLoraConfig, fullConfig } from '../lora/config.js';
-import { LoraAdapters, saveAdapter } from '../lora/index.js';
+import { LoraAdapters, namesHead, saveAdapter } from '../lora/index.js';
 import { type ClassifierHead, headConfig, newModules, saveHead } from '../models/head.js';
 import { type Model, openModel } from '../models/load.js';
 import { saveModel } from '../models/save.js';
@@ -60,7 +60,9 @@ export function loraTrainee(made: TraineeOptions): Trainee {
   const { options, backend, head, seed } = made;
   const { modelDir, out, modelName = modelDir } = options;
   const config = loraConfig(made);
-  const model = openModel(modelDir, { backend, ...(head ? { head } : {}) });
+  // A head that is to be adapted is a tensor of its own, though the checkpoint ties it.
+  const untied = namesHead(config);
+  const model = openModel(modelDir, { backend, untied, ...(head ? { head } : {}) });
   let adapters: LoraAdapters;
   try {
     adapters = new LoraAdapters(model).add(ADAPTER, config, seed);
