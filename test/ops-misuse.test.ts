@@ -71,6 +71,9 @@ function soundCalls(): KernelCall[] {
   calls.push({ kernel: 'sumSquares', args: [f([2, 3]), f([1])], attrs: [] });
   calls.push({ kernel: 'accumulate', args: [f([2, 3]), f([2, 3])], attrs: [] });
   calls.push({ kernel: 'write', args: [f([2, 3]), f([3, 5])], attrs: [1, 2] });
+  calls.push({ kernel: 'slice.gradAdd', args: [f([2, 3]), f([3, 5])], attrs: [1, 2] });
+  const ids: Argument = { dtype: 'i32', shape: [2], bytes: new Uint8Array(8) };
+  calls.push({ kernel: 'embedding.gradAdd', args: [ids, f([2, 3]), f([4, 3])], attrs: [] });
   return calls;
 }
 

@@ -15,6 +15,14 @@ constexpr uint64_t kLargest = uint64_t{1} << 39;  // half a TiB in one buffer: m
 constexpr uint64_t kKeep = uint64_t{256} << 20;   // idle bytes that are always worth keeping
 constexpr int kSlotBits = 24;
 
+// Under AddressSanitizer nothing is rounded up or kept, so that it sees every byte past an end and
+// every use after free().
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kExact = true;
+#else
+constexpr bool kExact = false;
+#endif
+
 // Capacities come in eight steps an octave, so at most an eighth is wasted and blocks are reused.
 uint64_t roundUp(uint64_t bytes) {
   uint64_t n = std::max<uint64_t>(bytes, kAlign);
@@ -51,7 +59,13 @@ void Memory::unbook(Purpose purpose, uint64_t bytes) {
 }
 
 char* Memory::take(uint64_t bytes, uint64_t& capacity) {
-  if (bytes <= kLargest) {
+  if (kExact) {
+    void* data = nullptr;
+    capacity = bytes;
+    if (bytes <= kLargest && posix_memalign(&data, kAlign, std::max<uint64_t>(bytes, 1)) == 0) {
+      return static_cast<char*>(data);
+    }
+  } else if (bytes <= kLargest) {
     capacity = roundUp(bytes);
     auto idle = idle_.find(capacity);
     if (idle != idle_.end() && !idle->second.empty()) {
@@ -74,7 +88,7 @@ char* Memory::take(uint64_t bytes, uint64_t& capacity) {
 }
 
 void Memory::give(char* data, uint64_t capacity) {
-  if (books_.pooled + capacity > std::max(kKeep, books_.totalPeak)) {
+  if (kExact || books_.pooled + capacity > std::max(kKeep, books_.totalPeak)) {
     std::free(data);
     return;
   }

@@ -117,7 +117,6 @@ void permute(const Args& args) {
 // Byte offset of the part of `whole` that begins at the attributes and is shaped as `part`.
 int64_t partOffset(const Args& args, const View& whole, const View& part, const int64_t* strides) {
   args.counts(2, static_cast<size_t>(whole.rank));
-  sameDType(args, 0, 1);
   EXPECT(args, part.rank == whole.rank, "a part of as many axes as " + whole.describe(),
          part.describe());
   int64_t at = 0;
@@ -138,6 +137,7 @@ void slice(const Args& args) {
   rowMajor(x, from);
   rowMajor(y, to);
   int64_t at = partOffset(args, x, y, from);
+  sameDType(args, 0, 1);
   copyStrided(args.context, y.data, to, x.data + at, from, y.dims, y.rank, dtypeSize(x.dtype));
 }
 
@@ -147,6 +147,7 @@ void place(const Args& args, bool clear) {
   rowMajor(x, from);
   rowMajor(y, to);
   int64_t at = partOffset(args, y, x, to);
+  sameDType(args, 0, 1);
   if (clear) {
     int64_t bytes = static_cast<int64_t>(y.bytes());
     args.context.ranges(bytes, Context::kGrain * 4, [&](int64_t i, int64_t e, int) {
@@ -173,7 +174,8 @@ void sliceGradAdd(const Args& args) {
   int64_t to[kMaxRank];
   rowMajor(y, to);
   float* part = y.as<float>() + partOffset(args, y, x, to) / static_cast<int64_t>(sizeof(float));
-  const float* from = x.as<float>();
+  Floats dy = floats(args, 0);
+  const float* from = dy;
   int inner = x.rank - 1;
   auto add = args.context.isa->binary[kAdd];
   args.context.rows(x.rows(), x.last(), [&](int64_t first, int64_t end, int) {
