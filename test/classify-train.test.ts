@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { openCheckpoint } from '../src/io/checkpoint.js';
+import { SafetensorsFile } from '../src/io/safetensors.js';
 import { writeTokenFile } from '../src/io/token-file.js';
 import { LoraAdapters, loadAdapter } from '../src/lora/index.js';
 import { adapterHead, hasHead, headConfig, labelsOf } from '../src/models/head.js';
@@ -101,6 +102,27 @@ for (const model of ['bert', 'roberta']) {
     assert.match((await inside(...use)).stdout, /^loss [\d.]+, accuracy .*\(60 records\) in /);
   });
 }
+
+test('the head that a classifier has is trained and saved whole, as by PEFT', async () => {
+  await all(settings('headed', 'own', { lora: { modulesToSave: ['embeddings'] } }));
+  const saved = json('own/adapter_config.json').modules_to_save;
+  assert.equal(saved, ['roberta.embeddings', 'classifier']);
+  await all(settings('headed', 'trainedhead'));
+  assert.equal(json('trainedhead/adapter_config.json').modules_to_save, ['classifier']);
+  const file = SafetensorsFile.open(at('trainedhead/adapter_model.safetensors'));
+  const base = openCheckpoint(at('headed'));
+  const backend = getBackend('reference');
+  const ends = ['dense.weight', 'dense.bias', 'out_proj.weight', 'out_proj.bias'];
+  for (const name of ends.map((end) => `classifier.${end}`)) {
+    const was = base.loadTensor(name, { backend }).toNumbers();
+    const now = file.load(`base_model.model.${name}`, { backend }).toNumbers();
+    assert.is(now.length, was.length);
+    assert.ok(
+      now.some((v, i) => v !== was[i]),
+      name,
+    );
+  }
+});
 
 test('an adapter with a new head says what it answers, and holds the head whole', async () => {
   const started = startOf(await all(settings('bert', 'head')));

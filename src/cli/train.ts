@@ -63,7 +63,8 @@ const DETAILS =
   'number of a class, a list of names or of 0 and 1, or a value, of "text" (and "text_pair"), or ' +
   'of the fields of GLUE’s tasks: sentence; sentence1, sentence2; question, sentence; premise, ' +
   'hypothesis; question1, question2. Labels are the model’s; a model without a head for ' +
-  'sequences gets a new one for the labels of the data, which the adapter holds whole.\n\n' +
+  'sequences gets a new one for the labels of the data. The head is trained, too, and the ' +
+  'adapter holds it whole, as in PEFT.\n\n' +
   'Ctrl-C ends the run after the step under way and ' +
   'saves; --resume goes on from there, bit for bit.';
 

@@ -114,12 +114,17 @@ export function hasHead({ config, tensors }: Pick<Checkpoint, 'config' | 'tensor
   return !other && isClassifier(config) && [...tensors.keys()].some(inHead);
 }
 
+/** The module that is the head of a classifier of this model type. */
+export function headModule(config: Json): string {
+  return ENCODERS.includes(config.model_type) ? 'classifier' : 'score';
+}
+
 /**
  * Modules that a new head leaves without trained numbers: the head, and BERT's pooler where the
  * checkpoint has none. An adapter must train and hold them whole.
  */
 export function newModules({ config, tensors }: Pick<Checkpoint, 'config' | 'tensors'>): string[] {
-  if (!ENCODERS.includes(config.model_type)) return ['score'];
+  if (!ENCODERS.includes(config.model_type)) return [headModule(config)];
   const pooled = [...tensors.keys()].some((name) => name.includes('pooler.dense.'));
   return config.model_type === 'bert' && !pooled ? ['classifier', 'pooler'] : ['classifier'];
 }

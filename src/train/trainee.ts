@@ -1,7 +1,14 @@
 import type { Checkpoint } from '../io/checkpoint.js';
 import { type FullLoraConfig, fullConfig } from '../lora/config.js';
 import { LoraAdapters, namesHead, saveAdapter } from '../lora/index.js';
-import { type ClassifierHead, headConfig, newModules, saveHead } from '../models/head.js';
+import {
+  type ClassifierHead,
+  headConfig,
+  headModule,
+  isClassifier,
+  newModules,
+  saveHead,
+} from '../models/head.js';
 import { type Model, openModel } from '../models/load.js';
 import { saveModel } from '../models/save.js';
 import type { Backend } from '../tensor/backend.js';
@@ -39,14 +46,18 @@ export function sizeOf(tensors: Iterable<Tensor>): number {
   return [...tensors].reduce((n, t) => n + t.size, 0);
 }
 
-/** The adapter's settings; a new head is trained and saved whole, whatever else is. */
+/**
+ * The adapter's settings. A classifier's head is trained and saved whole, as PEFT does it (its
+ * loader asks for those tensors), whatever else is; so is all that is new with a new head.
+ */
 export function loraConfig({
   options,
   checkpoint,
   head,
 }: Pick<TraineeOptions, 'options' | 'checkpoint' | 'head'>): FullLoraConfig {
   const { lora } = options;
-  const whole = head?.seed === undefined ? [] : newModules(checkpoint);
+  const own = isClassifier(checkpoint.config) ? [headModule(checkpoint.config)] : [];
+  const whole = head?.seed === undefined ? own : newModules(checkpoint);
   const saved = [...new Set([...(lora?.modulesToSave ?? []), ...whole])];
   return fullConfig({
     targetModules: ['all-linear'],
