@@ -209,15 +209,26 @@ VEC_INLINE void stream(float* p, vf v) { store(p, v); }
 VEC_INLINE void stream(uint16_t* p, vh v) { *(vh_any*)p = v; }
 #endif
 
-// How put() stores, and the lanes that came out infinite or NaN.
+// How put() stores, and the bits of the largest magnitude of each lane; those of a NaN are larger
+// than any number's.
 struct Put {
   bool past;  // whether past the caches
-  vu bad;
+  vi largest;
 };
+
+VEC_INLINE void look(vf v, Put* how) {
+  vi magnitude = (vi)v & 0x7fffffff;
+  how->largest = magnitude > how->largest ? magnitude : how->largest;
+}
+
+// The bits of the least f32 that rounds to no finite number.
+constexpr int32_t limitOf(const float*) { return 0x7f800000; }
+constexpr int32_t limitOf(const Half*) { return 0x477ff000; }   // 65520
+constexpr int32_t limitOf(const Brain*) { return 0x7f7f8000; }
 
 // Rounds and stores a vector, or its first n elements.
 VEC_INLINE void put(float* to, vf v, int64_t n, Put* how) {
-  how->bad |= (vu)(vi)(((vu)v & 0x7f800000u) == 0x7f800000u);
+  look(v, how);
   if (n < kWidth) {
     storePart(to, v, n);
   } else if (how->past) {
@@ -226,8 +237,7 @@ VEC_INLINE void put(float* to, vf v, int64_t n, Put* how) {
     store(to, v);
   }
 }
-VEC_INLINE void putBits(uint16_t* to, vh v, uint32_t exponent, int64_t n, Put* how) {
-  how->bad |= (vu)(vi)((__builtin_convertvector(v, vu) & exponent) == exponent);
+VEC_INLINE void putBits(uint16_t* to, vh v, int64_t n, const Put* how) {
   if (n < kWidth) {
     for (int64_t i = 0; i < n; i++) to[i] = v[i];
   } else if (how->past) {
@@ -237,10 +247,12 @@ VEC_INLINE void putBits(uint16_t* to, vh v, uint32_t exponent, int64_t n, Put* h
   }
 }
 VEC_INLINE void put(Half* to, vf v, int64_t n, Put* how) {
-  putBits(&to->bits, halfOf(v), 0x7c00u, n, how);
+  look(v, how);
+  putBits(&to->bits, halfOf(v), n, how);
 }
 VEC_INLINE void put(Brain* to, vf v, int64_t n, Put* how) {
-  putBits(&to->bits, brainOf(v), 0x7f80u, n, how);
+  look(v, how);
+  putBits(&to->bits, brainOf(v), n, how);
 }
 
 // MR rows by NV vectors of y = w + p q, or by one vector's first n < kWidth elements.
@@ -267,15 +279,17 @@ VEC_INLINE void mergeBlock(const W* w, Y* y, int64_t step, int64_t n, const floa
       for (int j = 0; j < NV; j++) acc[i][j] += pv * qv[j];
     }
   }
+  Put local = *how;
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       const W* from = w + i * step + j * kWidth;
       vf base = n == kWidth ? loadAs(from) : partAs(from, n);
-      put(y + i * step + j * kWidth, base + acc[i][j], n, how);
+      put(y + i * step + j * kWidth, base + acc[i][j], n, &local);
     }
   }
+  how->largest = local.largest;
 }
 
 template <int MR, class W, class Y>
@@ -310,9 +324,10 @@ static bool mergeAs(const RankMerge* m, int64_t rows) {
 #ifdef VEC_STREAM
   if (how.past) _mm_sfence();
 #endif
-  uint32_t any = 0;
-  for (int j = 0; j < kWidth; j++) any |= how.bad[j];
-  return any == 0;
+  for (int j = 0; j < kWidth; j++) {
+    if (how.largest[j] >= limitOf((const Y*)nullptr)) return false;
+  }
+  return true;
 }
 
 template <class W>
