@@ -5,6 +5,8 @@
  *   --jobs N         files at once (default: 2, or 1 on one core)
  *   --time-limit S   seconds a file may take unless it says `// time-limit: S` itself (default 180)
  *   --root DIR       the folder whose test/ is run (default: the current folder)
+ *   --isa NAME|all   the native backend starts on this instruction set; all: every one that this
+ *                    processor has, in turn (commands that a test starts choose their own)
  *   --check NAME=ok|failed   a check made before the tests, to be counted as one of them
  *   --verbose        print the output of every file, not only of failed ones
  */
@@ -20,6 +22,7 @@ const { values, positionals } = parseArgs({
     'time-limit': { type: 'string', default: '180' },
     check: { type: 'string', multiple: true, default: [] },
     root: { type: 'string', default: '.' },
+    isa: { type: 'string' },
     verbose: { type: 'boolean', default: false },
   },
 });
@@ -42,6 +45,17 @@ function report(result: FileResult): void {
   console.log(`${mark} ${result.file}  ${counts.join(', ')}  ${result.seconds.toFixed(1)} s`);
   if (result.failed > 0 || values.verbose) console.log(indent(result.output));
   for (const problem of result.problems) console.log(`    ${result.file}: ${problem}`);
+}
+
+/** The instruction sets to run on; undefined stands for the processor's best. */
+async function chosenIsas(): Promise<(string | undefined)[]> {
+  const { isa } = values;
+  if (isa === undefined) return [undefined];
+  const { loadNative } = await import('../src/tensor/native.js');
+  const { isas } = loadNative().info();
+  if (isa === 'all') return [...isas];
+  if (isas.includes(isa)) return [isa];
+  throw new Error(`[--isa] expected all or one of ${isas.join(', ')}, received ${isa}`);
 }
 
 /** Prints the skips, the failures and, as the last line, the total; tells whether all is well. */
@@ -77,15 +91,15 @@ async function main(): Promise<void> {
     return;
   }
   const results: FileResult[] = [];
-  const waiting = [...files];
+  const waiting = (await chosenIsas()).flatMap((isa) => files.map((file) => ({ file, isa })));
   async function work(): Promise<void> {
-    for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) {
-      const result = await runFile(root, file, timeLimit);
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
+      const result = await runFile(root, next.file, timeLimit, next.isa);
       results.push(result);
       report(result);
     }
   }
-  await Promise.all(Array.from({ length: Math.min(jobs, files.length) }, work));
+  await Promise.all(Array.from({ length: Math.min(jobs, waiting.length) }, work));
   results.sort((a, b) => a.file.localeCompare(b.file));
   if (!summarize(results)) process.exitCode = 1;
 }

@@ -5,6 +5,7 @@ import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { native } from './backends.js';
 import { parseTotals, skipLines, statedTimeLimit, suitesNeverRun } from './runner.js';
 import { skipUnless } from './support.js';
 
@@ -117,6 +118,26 @@ test('skips are counted and their reasons printed', () => {
   assert.match(output, '  test/a.test.ts: tides\n    there is no moon\n');
   assert.not.match(output, 'never said');
   assert.is(status, 0);
+});
+
+const onNative = skipUnless(test, native !== null, 'no native addon is built');
+onNative('--isa all runs each file on every instruction set, --isa NAME on that one', () => {
+  const isas = native?.info().isas ?? [];
+  const registry = pathToFileURL(resolve('src/tensor/registry.ts')).href;
+  const source =
+    `import { getBackend } from '${registry}';\nconst t = suite('i');\n` +
+    "t('a', () => { console.log('on ' + getBackend('cpu').info().isa); });\nt.run();\n";
+  const all = runRunner({ 'a.test.ts': source }, ['--isa', 'all', '--verbose']);
+  assert.is(all.last, `${isas.length} passed, 0 failed`, all.output);
+  const one = runRunner({ 'a.test.ts': source }, ['--isa', 'generic', '--verbose']);
+  for (const isa of isas) {
+    assert.match(all.output, `ok   test/a.test.ts (${isa})`);
+    assert.match(all.output, new RegExp(`on ${isa}\\n`));
+    assert.is(one.output.includes(`on ${isa}\n`), isa === 'generic');
+  }
+  const wrong = runRunner({ 'a.test.ts': source }, ['--isa', 'mmx']);
+  assert.match(wrong.output, '[--isa] expected all or one of');
+  assert.is(wrong.status, 1);
 });
 
 test('many skips of one reason are one line', () => {

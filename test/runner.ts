@@ -154,9 +154,12 @@ export function stopAll(): void {
   for (const child of running) stop(child);
 }
 
-function execute(root: string, file: string, limit: number): Promise<Ending> {
+function execute(root: string, file: string, limit: number, isa?: string): Promise<Ending> {
+  const imports = [import.meta.resolve('tsx')];
+  if (isa !== undefined) imports.push(new URL(`./force-isa.ts?${isa}`, import.meta.url).href);
+  const args = [...imports.flatMap((path) => ['--import', path]), file];
   return new Promise((settle, fail) => {
-    const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), file], {
+    const child = spawn(process.execPath, args, {
       cwd: root,
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -188,15 +191,18 @@ function execute(root: string, file: string, limit: number): Promise<Ending> {
 /**
  * Runs one test file in a process of its own.
  * @param defaultLimit seconds it may take if it does not state its own limit
+ * @param isa instruction set that the native backend starts on, instead of the processor's best
  */
 export async function runFile(
   root: string,
   file: string,
   defaultLimit: number,
+  isa?: string,
 ): Promise<FileResult> {
   const source = readFileSync(join(root, file), 'utf8');
   const limit = statedTimeLimit(source) ?? defaultLimit;
   const start = performance.now();
-  const end = await execute(root, file, limit);
-  return judge(file, source, end, limit, (performance.now() - start) / 1000);
+  const end = await execute(root, file, limit, isa);
+  const name = isa === undefined ? file : `${file} (${isa})`;
+  return judge(name, source, end, limit, (performance.now() - start) / 1000);
 }
