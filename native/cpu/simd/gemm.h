@@ -156,6 +156,22 @@ VEC_INLINE void packStrip(const T* from, int64_t line, int64_t depth, int64_t ha
   }
 }
 
+// The same for a whole panel of W lines that lie side by side.
+template <class T, int W>
+VEC_INLINE void packWhole(const T* from, int64_t depth, int64_t elements, float* to) {
+  for (int64_t p = 0; p < elements; p += kPair, from += kPair * depth, to += W) {
+    bool single = elements - p < kPair;
+#pragma GCC unroll 8
+    for (int g = 0; g < W; g += kWidth) {
+      if (W - g >= kWidth) {
+        store(to + g, acrossK(from + g, depth, single));
+      } else {
+        storePart(to + g, acrossKPart(from + g, W - g, depth, single), W - g);
+      }
+    }
+  }
+}
+
 // Floats of a panel's packed block: a step of each line.
 VEC_INLINE int64_t stepsOf(int64_t elements) { return (elements + kPair - 1) / kPair; }
 
@@ -171,8 +187,15 @@ static void packAcross(const T* src, int64_t line, int64_t depth, int64_t count,
     for (int64_t at = 0; at < count; at += panel) {
       int64_t have = count - at < panel ? count - at : panel;
       int64_t width = have < panel ? lastPanel : panel;
-      packStrip(src + at * line + p * depth, line, depth, have, width, some,
-                dst + at * steps + p / kPair * width);
+      const T* from = src + at * line + p * depth;
+      float* to = dst + at * steps + p / kPair * width;
+      if (line != 1 || have < panel) {
+        packStrip(from, line, depth, have, width, some, to);
+      } else if (panel == kRows) {
+        packWhole<T, kRows>(from, depth, some, to);
+      } else {
+        packWhole<T, kCols>(from, depth, some, to);
+      }
     }
   }
 }
