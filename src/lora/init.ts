@@ -19,7 +19,7 @@ export interface Start {
 }
 
 /** A way to begin. */
-export type StartMaker = (request: StartRequest) => Start;
+type StartMaker = (request: StartRequest) => Start;
 
 /** Ways to begin by their names in PEFT's `init_lora_weights`; `kaiming` is `true` there. */
 const MAKERS: Readonly<Record<string, StartMaker>> = {

@@ -93,9 +93,9 @@ function groupedSum(
   x: Tensor,
   y: Tensor,
 ): Tensor {
-  const names = grouped.map(([name]) => name);
+  const places = new Map(grouped.map(([name], i) => [name, i]));
   const factors = grouped.map(([, { a, b, scaling }]) => ({ a, b, scale: scaling }));
-  const groups = rows.map((name) => (name === null ? -1 : names.indexOf(name)));
+  const groups = rows.map((name) => (name === null ? -1 : (places.get(name) ?? -1)));
   const sum = addLowRankRows(y, x, factors, groups);
   const biased = grouped.filter(([, b]) => b.c !== null);
   if (biased.length === 0) return sum;
