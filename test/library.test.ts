@@ -21,6 +21,7 @@ import {
   train,
   trainingData,
 } from '../src/index.js';
+import { SafetensorsFile, writeSafetensors } from '../src/io/safetensors.js';
 import { buildModel } from '../src/models/load.js';
 import { saveModel } from '../src/models/save.js';
 import { caughtByFinalizer } from '../src/tensor/lifetime.js';
@@ -441,5 +442,29 @@ test('encodeBatch pads texts and pairs for forward', async () => {
   assert.throws(() => tokenizer.encodeBatch([]), /encodeBatch\] expected texts/);
   assert.throws(() => tokenizer.encodeBatch(['a'], { maxlen: 3 } as object), /Nearest: maxLength/);
 });
+
+onEachBackend(test, 'a model stored as doubles computes as its f32 copy does', (backend) =>
+  withFolder((dir) => {
+    writeTinyModel(dir);
+    const path = join(dir, 'model.safetensors');
+    const file = SafetensorsFile.open(path);
+    const ids = { inputIds: IDS };
+    using plain = openModel(dir, { backend, dtype: 'f32' });
+    const expected = scope(() => plain.forward(ids).logits.toNumbers());
+    const doubles = new Map(
+      [...file.tensors.keys()].map((name) => [
+        name,
+        file.load(name, { backend: reference, dtype: 'f64' }),
+      ]),
+    );
+    writeSafetensors(path, doubles);
+    for (const t of doubles.values()) t.dispose();
+    using model = openModel(dir, { backend });
+    assert.equal(
+      scope(() => model.forward(ids).logits.toNumbers()),
+      expected,
+    );
+  }),
+);
 
 test.run();

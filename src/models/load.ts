@@ -174,7 +174,7 @@ export interface LoadModelOptions<T extends keyof TaskModels = keyof TaskModels>
   readonly task?: T | undefined;
   /** A backend or its name; default auto: cpu where the addon is built, else reference. */
   readonly backend?: Backend | string | undefined;
-  /** Storage of the weights; default the file's own. */
+  /** Storage of the weights; default the file's own, f32 for a file's doubles. */
   readonly dtype?: DType | undefined;
   /** Makes every parameter trainable (and f32), for full fine-tuning. Default false. */
   readonly trainable?: boolean | undefined;
@@ -327,7 +327,10 @@ function checkpointSource(
 ): ParameterSource {
   return (name) => {
     if (!trainable) {
-      return checkpoint.loadTensor(name, { backend, ...(dtype ? { dtype } : {}) });
+      // No backend trains or generates in doubles: those of a file are rounded to f32 once.
+      const double = checkpoint.tensors.get(name)?.dtype === 'F64';
+      const wanted = dtype ?? (double ? 'f32' : undefined);
+      return checkpoint.loadTensor(name, { backend, ...(wanted ? { dtype: wanted } : {}) });
     }
     const t = checkpoint.loadTensor(name, { backend, dtype: 'f32', purpose: 'trainable' });
     return setTrainable(t, true);
