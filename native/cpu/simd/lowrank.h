@@ -223,7 +223,7 @@ VEC_INLINE void look(vf v, Put* how) {
 
 // The bits of the least f32 that rounds to no finite number.
 constexpr int32_t limitOf(const float*) { return 0x7f800000; }
-constexpr int32_t limitOf(const Half*) { return 0x477ff000; }   // 65520
+constexpr int32_t limitOf(const Half*) { return 0x477ff000; }  // 65520
 constexpr int32_t limitOf(const Brain*) { return 0x7f7f8000; }
 
 // Rounds and stores a vector, or its first n elements.
