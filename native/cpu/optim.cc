@@ -42,11 +42,14 @@ void sgd(const Args& args) {
   float lr = static_cast<float>(args.attrs[0]), momentum = static_cast<float>(args.attrs[1]);
   float decay = static_cast<float>(args.attrs[2]), scale = static_cast<float>(args.attrs[3]);
   bool first = args.integer(4, 0, 1) != 0;
-  args.context.ranges(args[0].count, Context::kGrain, [&](int64_t from, int64_t to, int) {
+  const float* grads = g;
+  // Captured by value, so that no store can change a setting and the loop becomes vectors.
+  args.context.ranges(args[0].count, Context::kGrain, [=](int64_t from, int64_t to, int) {
     for (int64_t i = from; i < to; i++) {
-      float d = g[i] * scale + decay * p[i];
-      m[i] = first ? d : momentum * m[i] + d;
-      p[i] -= lr * m[i];
+      float d = grads[i] * scale + decay * p[i];
+      float moment = first ? d : momentum * m[i] + d;
+      m[i] = moment;
+      p[i] -= lr * moment;
     }
   });
 }
