@@ -1,0 +1,143 @@
+// The gradient of attention: the probabilities of a tile again, from the log-sum-exp, and with them
+// its part of every gradient.
+#include "attention.h"
+
+namespace lowrank {
+
+using namespace tiles;
+
+namespace {
+
+struct Gradient {
+  const float *q, *k, *v, *y, *lse, *dy;
+  float *dq, *dk, *dv;
+};
+
+// P and dS of a strip, in scores and in weights, 0 where they are hidden; and dq += dS k.
+void stripGrad(const Shape& s, const IsaTable& isa, int64_t batch, const Tile& t,
+               const Strip& strip, const float* q, const float* dy, const float* lse, float* dq,
+               Scratch& w) {
+  score(s, isa, batch, t, strip, q, w);
+  multiply(isa, strip.rows, strip.cols, {0, s.d}, dy + strip.row * s.queryRow(), s.queryRow(),
+           {w.valuesAt(t.k0), s.d}, w.weights + strip.row * kKeys, kKeys, s.scale, false, w.gemm);
+  for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
+    Range seen = t.seen(s, i);
+    if (lse[i] == -kInfinity) seen.to = seen.from;
+    float *p = w.scores + i * kKeys, *ds = w.weights + i * kKeys;
+    isa.expSum(p + seen.from, 1.0f, lse[i], p + seen.from, seen.size());
+    isa.softmaxGrad(p + seen.from, ds + seen.from, w.delta[i] * s.scale, ds + seen.from,
+                    seen.size());
+    clearUnseen(p, seen, strip.seen);
+    clearUnseen(ds, seen, strip.seen);
+  }
+  multiply(isa, strip.rows, {0, s.d}, strip.seen, w.weights + strip.row * kKeys, kKeys,
+           {w.keyRowsAt(t.k0), t.keys}, dq + strip.row * s.queryRow(), s.queryRow(), 1.0f, true,
+           w.gemm);
+}
+
+// c [keys, D] += p' b for the tile's p [queries, keys] and packed b [queries, D].
+void addTurned(const Shape& s, const IsaTable& isa, const Tile& t, const float* p, const float* b,
+               float* c, Scratch& w) {
+  const GemmKernels& g = isa.product;
+  Range seen = t.seenByAny(s);
+  int64_t chunk = t.whole(s) ? t.keys : 2 * g.rowTile, offset = s.length - s.t;
+  for (int64_t j = seen.from; j < seen.to; j += chunk) {
+    int64_t keys = std::min(chunk, seen.to - j), end = t.k0 + j + keys;
+    // The queries of the block that may see some of the keys.
+    Range rows = {0, t.queries};
+    if (s.causal) rows.from = std::clamp<int64_t>(t.k0 + j - offset - t.q0, 0, t.queries);
+    if (s.window > 0) {
+      rows.to = std::clamp<int64_t>(end - 1 + s.window - offset - t.q0, rows.from, t.queries);
+    }
+    if (rows.size() == 0) continue;
+    int64_t width = rows.whole(t.queries) ? s.d : g.colTile;
+    for (int64_t e = 0; e < s.d; e += width) {
+      int64_t n = std::min(width, s.d - e);
+      GemmTask task = gemmTask(keys, n, rows.size(), {p + rows.from * kKeys + j, 0, 1, kKeys}, {},
+                               c + j * s.keyRow() + e, s.keyRow());
+      task.accumulate = true;
+      task.bPack = b + e * t.queries + (rows.from ? rows.from * g.paddedCols(n) : 0);
+      g.gemm(&task, 0, keys, 0, n, w.gemm);
+    }
+  }
+}
+
+// For P = exp(scale q k' - lse), D = rowsum(dy y), dP = dy v':
+//   dS = scale P (dP - D);  dv += P' dy;  dq += dS k;  dk += dS' q
+void backwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t head, int64_t q0,
+                   const Gradient& g, Scratch& w) {
+  int64_t queries = std::min(kQueries, s.t - q0), group = head / s.ratio(), row = s.queryRow();
+  int64_t at = ((batch * s.t + q0) * s.h + head) * s.d;
+  const float *q = g.q + at, *dy = g.dy + at, *lse = g.lse + (batch * s.h + head) * s.t + q0;
+  float* dq = g.dq + at;
+  for (int64_t i = 0; i < queries; i++) {
+    w.delta[i] = static_cast<float>(isa.dot(g.y + at + i * row, dy + i * row, s.d));
+    std::fill_n(dq + i * row, s.d, 0.0f);
+  }
+  packPanels(isa, q, row, 1, s.d, queries, w.q);
+  packPanels(isa, dy, row, 1, s.d, queries, w.dy);
+  eachTile(s, q0, [&](const Tile& t) {
+    eachStrip(s, isa, t, [&](const Strip& strip) {
+      stripGrad(s, isa, batch, t, strip, q, dy, lse, dq, w);
+    });
+    Range seen = t.seenByAny(s);
+    for (int64_t i = 0; i < t.queries && !t.whole(s); i++) {
+      clearUnseen(w.scores + i * kKeys, t.seen(s, i), seen);
+      clearUnseen(w.weights + i * kKeys, t.seen(s, i), seen);
+    }
+    int64_t kAt = ((batch * s.s + t.k0) * s.g + group) * s.d;
+    addTurned(s, isa, t, w.scores, w.dy, g.dv + kAt, w);
+    addTurned(s, isa, t, w.weights, w.q, g.dk + kAt, w);
+  });
+}
+
+}  // namespace
+
+// One task for each batch and key head: its query heads and blocks follow in order.
+void attentionGrad(const Args& args) {
+  args.atLeast(9, 5);
+  bool masked = args.integer(0, 0, 1) != 0;
+  size_t at = masked ? 4 : 3;
+  args.counts(at + 6, 5);
+  Shape s = check(args);
+  Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
+  Floats y = floats(args, at), lse = floats(args, at + 1), dy = floats(args, at + 2);
+  args.shaped(at, {s.b, s.t, s.h, s.d});
+  args.shaped(at + 1, {s.b, s.h, s.t});
+  args.shaped(at + 2, {s.b, s.t, s.h, s.d});
+  args.sameShape(0, at + 3);
+  args.sameShape(1, at + 4);
+  args.sameShape(2, at + 5);
+  Gradient g = {q,
+                k,
+                v,
+                y,
+                lse,
+                dy,
+                args.out(at + 3).as<float>(),
+                args.out(at + 4).as<float>(),
+                args.out(at + 5).as<float>()};
+  const IsaTable& isa = *args.context.isa;
+  int64_t size = Scratch::size(s, isa, s.tiles(), 3), ratio = s.ratio();
+  Workspace held(args.context.memory,
+                 static_cast<uint64_t>(size * args.context.threads) * sizeof(float));
+  float* scratch = held.as<float>();
+  args.context.rows(s.b * s.g, ratio * s.t * s.length, [&](int64_t from, int64_t to, int worker) {
+    Scratch w(s, isa, s.tiles(), scratch + worker * size);
+    for (int64_t i = from; i < to; i++) {
+      int64_t batch = i / s.g, group = i % s.g;
+      for (int64_t j = 0; j < s.s; j++) {
+        int64_t row = ((batch * s.s + j) * s.g + group) * s.d;
+        std::fill_n(g.dk + row, s.d, 0.0f);
+        std::fill_n(g.dv + row, s.d, 0.0f);
+      }
+      int64_t keyAt = (batch * s.s * s.g + group) * s.d;
+      packHead(s, isa, g.k + keyAt, g.v + keyAt, {0, s.length}, true, w);
+      for (int64_t head = group * ratio; head < (group + 1) * ratio; head++) {
+        for (int64_t q0 = 0; q0 < s.t; q0 += kQueries) backwardBlock(s, isa, batch, head, q0, g, w);
+      }
+    }
+  });
+}
+
+}  // namespace lowrank
