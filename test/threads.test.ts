@@ -18,7 +18,8 @@ function startWorker(
 ): Promise<{ bits: readonly string[]; end: () => Promise<void> }> {
   return new Promise((settle, fail) => {
     const { isa } = (native as NativeBackend).info();
-    const worker = new Worker(WORKER, { workerData: { seed, threads, isa } });
+    // Without the runner's --import options, which need a loader that workers do not have.
+    const worker = new Worker(WORKER, { workerData: { seed, threads, isa }, execArgv: [] });
     const exit = new Promise<void>((done) => worker.on('exit', () => done()));
     const end = () => {
       worker.postMessage('end');
