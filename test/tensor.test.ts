@@ -7,6 +7,7 @@ import { type Backend, PURPOSES } from '../src/tensor/backend.js';
 import { full, ones, tensor, zeros } from '../src/tensor/create.js';
 import { DTYPES, dtypeBytes, dtypeCode, viewOf } from '../src/tensor/dtype.js';
 import { nearest } from '../src/tensor/errors.js';
+import { loadNative } from '../src/tensor/native.js';
 import { ReferenceBackend } from '../src/tensor/reference/backend.js';
 import { getBackend } from '../src/tensor/registry.js';
 import {
@@ -254,6 +255,21 @@ test('the pool of the reference backend gives buffers out again and lets them go
   backend.free(again);
   backend.trim();
   assert.is(backend.memory().pooled, 0);
+});
+
+test('an addon of another build is refused with the way out', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-addon-'));
+  try {
+    const old = join(folder, 'old.cjs');
+    writeFileSync(old, "exports.info = () => ({ version: '0', kernels: [] });");
+    assert.throws(() => loadNative(old), /an addon of contract \d+, received one of contract 0/);
+    const broken = join(folder, 'broken.cjs');
+    writeFileSync(broken, "throw new Error('not for this machine');");
+    assert.throws(() => loadNative(broken), /not for this machine.*npx lowrank build/);
+    assert.throws(() => loadNative(join(folder, 'none.cjs')), /received none/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test.run();

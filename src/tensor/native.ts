@@ -165,8 +165,13 @@ export class NativeBackend implements Backend {
   }
 }
 
+/** The contract of docs/kernels.md that this code keeps; raised with every change to it. */
+const CONTRACT = '2';
+
 /** Where the builds put the addon, relative to this file in src/ and in dist/ alike. */
 const ADDON = fileURLToPath(new URL('../../build/Release/lowrank.node', import.meta.url));
+
+const AGAIN = 'Build it again: npx lowrank build (in a clone: npm run build)';
 
 /**
  * Loads the native addon.
@@ -176,14 +181,15 @@ export function loadNative(path: string = ADDON): NativeBackend {
   if (!existsSync(path)) {
     throw failure('backend cpu', 'a built native addon', 'none', 'Run: npx lowrank build');
   }
+  let addon: Addon;
   try {
-    return new NativeBackend(createRequire(import.meta.url)(path) as Addon);
+    addon = createRequire(import.meta.url)(path) as Addon;
   } catch (error) {
-    throw failure(
-      'backend cpu',
-      'a native addon that loads here',
-      (error as Error).message,
-      'Build it again: npx lowrank build',
-    );
+    const { message } = error as Error;
+    throw failure('backend cpu', 'a native addon that loads here', message, AGAIN);
   }
+  const { version } = addon.info();
+  if (version === CONTRACT) return new NativeBackend(addon);
+  const received = `one of contract ${version}, from another build`;
+  throw failure('backend cpu', `an addon of contract ${CONTRACT}`, received, AGAIN);
 }
