@@ -85,8 +85,8 @@ void forwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t q0
         multiplySeen(s, t, strip, v + t.k0 * s.keyRow(), y, w);
       } else {
         multiply(isa, strip.rows, {0, s.d}, strip.seen, w.weights + strip.row * kKeys, kKeys,
-                 {w.valuesAt(t.k0), t.keys}, y + strip.row * s.queryRow(),
-                 s.queryRow(), 1.0f, true, w.gemm);
+                 {w.valuesAt(t.k0), t.keys}, y + strip.row * s.queryRow(), s.queryRow(), 1.0f, true,
+                 w.gemm);
       }
     });
   });

@@ -77,9 +77,8 @@ void backwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t h
   packPanels(isa, q, row, 1, s.d, queries, w.q);
   packPanels(isa, dy, row, 1, s.d, queries, w.dy);
   eachTile(s, q0, [&](const Tile& t) {
-    eachStrip(s, isa, t, [&](const Strip& strip) {
-      stripGrad(s, isa, batch, t, strip, q, dy, lse, dq, w);
-    });
+    eachStrip(s, isa, t,
+              [&](const Strip& strip) { stripGrad(s, isa, batch, t, strip, q, dy, lse, dq, w); });
     Range seen = t.seenByAny(s);
     for (int64_t i = 0; i < t.queries && !t.whole(s); i++) {
       clearUnseen(w.scores + i * kKeys, t.seen(s, i), seen);
