@@ -22,6 +22,7 @@ import {
 import { pretrain } from '../src/train/pretrain.js';
 import { encoderConfig, judgements, sentiments, writeEncoder } from './support/classifier.js';
 import { events, inside } from './support/cli.js';
+import { all, failure } from './support/finetune.js';
 import { TINY_CONFIG, writeLines } from './support/model-dir.js';
 
 const test = suite('classify-train');
@@ -48,21 +49,6 @@ const settings = (model: string, out: string, more: Partial<Options> = {}): Opti
   batchSize: 16,
   ...more,
 });
-
-async function all(options: Options): Promise<FinetuneEvent[]> {
-  const seen: FinetuneEvent[] = [];
-  for await (const event of finetune(options)) seen.push(event);
-  return seen;
-}
-
-async function failure(options: Options): Promise<string> {
-  try {
-    await all(options);
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return 'no error';
-}
 
 const startOf = (seen: FinetuneEvent[]) => seen[0] as StartEvent;
 const doneOf = (seen: FinetuneEvent[]) => seen.at(-1) as DoneEvent;
@@ -238,6 +224,16 @@ test('a stopped run goes on bit for bit; other labels do not', async () => {
   await all(settings('dropping', 'stopped', { ...mine, resume: true }));
   const bytes = (out: string) => readFileSync(at(out, 'adapter_model.safetensors'));
   assert.equal(bytes('stopped'), bytes('straight'));
+});
+
+test('eval and generate free the models they load', async () => {
+  const backend = getBackend('auto');
+  const { handles } = backend.memory();
+  const classify = ['eval', '--model', at('headed'), '--data', at('test.jsonl')];
+  assert.is((await inside(...classify)).code, 0);
+  const write = ['generate', '--model', 'assets/base', '--prompt', 'Call', '--max-new-tokens', '2'];
+  assert.is((await inside(...write)).code, 0);
+  assert.is(backend.memory().handles, handles);
 });
 
 test('--full writes a classifier with its labels; nothing is left behind', async () => {

@@ -11,6 +11,7 @@ import { caughtByFinalizer } from '../src/tensor/lifetime.js';
 import { getBackend } from '../src/tensor/registry.js';
 import { type DoneEvent, type FinetuneEvent, finetune } from '../src/train/finetune.js';
 import { candidates } from './backends.js';
+import { all, failure } from './support/finetune.js';
 import { writeLines, writeTinyModel, writeWorkspace } from './support/model-dir.js';
 import { skipUnless } from './support.js';
 
@@ -30,21 +31,6 @@ const settings = (out: string, more: Partial<Options> = {}): Options => ({
   steps: 4,
   ...more,
 });
-
-async function all(options: Options): Promise<FinetuneEvent[]> {
-  const events: FinetuneEvent[] = [];
-  for await (const event of finetune(options)) events.push(event);
-  return events;
-}
-
-async function failure(options: Options): Promise<string> {
-  try {
-    await all(options);
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return 'no error';
-}
 
 for (const c of candidates) {
   const register = skipUnless(test, c.backend !== null, c.reason || `${c.name} is missing`);

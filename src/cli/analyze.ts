@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import type { Adapter } from '../lora/algebra/index.js';
 import type { BaseWeight, Space } from '../lora/analysis/index.js';
+import type { Model } from '../models/load.js';
 import { alignOf, analysisRows } from './analysis-rows.js';
 import { backendOptions, resolveDir } from './model.js';
 import {
@@ -73,7 +74,7 @@ function caveats(adapter: Adapter): string[] {
 
 async function baseWeights(
   flags: AnalyzeFlags,
-): Promise<ReadonlyMap<string, BaseWeight> | undefined> {
+): Promise<{ model: Model; weights: ReadonlyMap<string, BaseWeight> } | undefined> {
   if (flags.model === undefined) return undefined;
   const [{ getBackend }, { openModel }, { siteOf }, { plainLayer, targetLayers }] =
     await Promise.all([
@@ -85,7 +86,8 @@ async function baseWeights(
   const backend = getBackend(flags.backend ?? 'auto');
   if (flags.threads !== undefined) backend.setThreads(flags.threads);
   const model = openModel(await resolveDir(flags.model, 'model'), { backend });
-  return new Map(targetLayers(model).map((t) => [t.path, siteOf(t.path, plainLayer(t))]));
+  const weights = targetLayers(model).map((t) => [t.path, siteOf(t.path, plainLayer(t))] as const);
+  return { model, weights: new Map(weights) };
 }
 
 async function runAnalyze(
@@ -101,7 +103,9 @@ async function runAnalyze(
   const adapter = readAdapter(await resolveDir(name, 'adapter'));
   const other =
     otherName === undefined ? undefined : readAdapter(await resolveDir(otherName, 'adapter'));
-  const base = await baseWeights(flags);
+  const loaded = await baseWeights(flags);
+  using _model = loaded?.model;
+  const base = loaded?.weights;
   const layers = analyze(adapter, {
     space: flags.space,
     ...(other ? { other } : {}),

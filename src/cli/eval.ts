@@ -1,13 +1,12 @@
 import type { Command } from 'commander';
 import type { Checkpoint } from '../io/checkpoint.js';
 import type { LabelledRecord } from '../io/labelled.js';
-import type { CausalLM } from '../models/causal-lm.js';
-import type { SequenceClassifier } from '../models/classifier.js';
 import type { ClassifierHead } from '../models/head.js';
 import type { Prediction } from '../train/predictions.js';
 import { evaluationText } from './evaluation.js';
 import {
   backendOptions,
+  loadForUse,
   type ModelFlags,
   modelOptions,
   type Resolved,
@@ -92,25 +91,6 @@ type Flags = Resolved<EvalFlags>;
 
 type End = (result: object, text: string) => void;
 
-/** A model with its adapter, its tokenizer and its backend. */
-async function load(flags: Flags, head?: ClassifierHead) {
-  const [{ getBackend }, { openModel }, { openTokenizer }, { LoraAdapters, loadAdapter }] =
-    await Promise.all([
-      import('../tensor/registry.js'),
-      import('../models/load.js'),
-      import('../io/tokenizer.js'),
-      import('../lora/index.js'),
-    ]);
-  const backend = getBackend(flags.backend ?? 'auto');
-  if (flags.threads !== undefined) backend.setThreads(flags.threads);
-  const tokenizer = openTokenizer(flags.model);
-  // An adapter may change a head apart from the table that it is tied to.
-  const untied = flags.adapter !== undefined;
-  const model = openModel(flags.model, { backend, untied, ...(head ? { head } : {}) });
-  if (flags.adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', flags.adapter);
-  return { model, tokenizer, backend: backend.describe() };
-}
-
 async function runCausal(flags: Flags, end: End): Promise<void> {
   const [{ readJsonl }, { evaluate }, { evaluationBatches, sequenceLength }, { failure }] =
     await Promise.all([
@@ -123,8 +103,8 @@ async function runCausal(flags: Flags, end: End): Promise<void> {
     throw failure('--predictions', 'a classifier', `a causal model, ${flags.modelName}`);
   }
   const records = readJsonl(flags.data);
-  const loaded = await load(flags);
-  const model = loaded.model as CausalLM;
+  const loaded = await loadForUse(flags, 'causal-lm');
+  using model = loaded.model;
   const seqLength = sequenceLength(flags.seqLength, model.maxPositions);
   if (!flags.json) note(`${plural(records.length, 'record')} on ${loaded.backend}`);
   const batches = evaluationBatches(records, loaded.tokenizer, seqLength, flags.batchSize);
@@ -185,9 +165,9 @@ async function runClassifier(
   const records = readLabelled(flags.data);
   await checkLabels(flags, records);
   const space = knownLabels(checkpoint.config, head, records);
-  const loaded = await load(flags, head);
+  const loaded = await loadForUse(flags, 'classification', head);
+  using model = loaded.model;
   const { tokenizer, backend } = loaded;
-  const model = loaded.model as SequenceClassifier;
   const maxLength = sequenceLength(flags.seqLength, model.maxPositions);
   const tokenTypes = checkpoint.config.model_type === 'bert';
   const how = { maxLength, tokenTypes, file: flags.data };

@@ -202,7 +202,9 @@ async function runGenerate(given: GenerateFlags, c: Command): Promise<void> {
   const { text: prompt, isChat } = await readInput(flags);
   const settings = await readSettings(flags);
   const { textSteps } = await import('../models/text.js');
-  const { model, tokenizer } = await loadForUse(flags);
+  const loaded = await loadForUse(flags, 'causal-lm');
+  using model = loaded.model;
+  const { tokenizer } = loaded;
   const ids = isChat ? tokenizer.encode(prompt, { addSpecialTokens: false }) : prompt;
   const started = performance.now();
   const steps = textSteps(model, tokenizer, ids, settings);

@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import type { Command } from 'commander';
 import type { HubKind } from '../io/hub.js';
 import type { Tokenizer } from '../io/tokenizer.js';
-import type { CausalLM } from '../models/causal-lm.js';
+import type { ClassifierHead } from '../models/head.js';
+import type { TaskModels } from '../models/load.js';
 import { failure } from '../tensor/errors.js';
 import { BACKEND_NAMES, type CommonOptions, needs, oneOf, wholeNumber } from './output.js';
 
@@ -83,10 +84,16 @@ export async function resolveFlags<F extends Named>(flags: F): Promise<Resolved<
   return { ...flags, model, modelName, adapter: await resolveDir(flags.adapter, 'adapter') };
 }
 
-/** Loads what the options name. */
-export async function loadForUse(
-  flags: ModelFlags,
-): Promise<{ model: CausalLM; tokenizer: Tokenizer; backend: string }> {
+/**
+ * Loads what the options name: a model for this task with its adapter, if any. The caller disposes
+ * of the model.
+ * @param head what a classifier answers, where that is not what its config.json says
+ */
+export async function loadForUse<T extends keyof TaskModels>(
+  { model: dir, adapter, threads, ...flags }: Resolved<ModelFlags>,
+  task: T,
+  head?: ClassifierHead,
+): Promise<{ model: TaskModels[T]; tokenizer: Tokenizer; backend: string }> {
   const [{ getBackend }, { openModel }, { openTokenizer }, { LoraAdapters, loadAdapter }] =
     await Promise.all([
       import('../tensor/registry.js'),
@@ -94,13 +101,16 @@ export async function loadForUse(
       import('../io/tokenizer.js'),
       import('../lora/index.js'),
     ]);
-  const { model: dir, adapter } = await resolveFlags(flags);
   const backend = getBackend(flags.backend ?? 'auto');
-  if (flags.threads !== undefined) backend.setThreads(flags.threads);
+  if (threads !== undefined) backend.setThreads(threads);
   const tokenizer = openTokenizer(dir);
   // An adapter may change a head apart from the table that it is tied to.
-  const untied = adapter !== undefined;
-  const model = openModel(dir, { task: 'causal-lm', backend, untied });
-  if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
+  const model = openModel<T>(dir, { task, backend, head, untied: adapter !== undefined });
+  try {
+    if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
   return { model, tokenizer, backend: backend.describe() };
 }
