@@ -9,6 +9,7 @@ import type { Module } from '../src/nn/index.js';
 import { AdamW } from '../src/optim/index.js';
 import { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend } from './backends.js';
+import { GPT2_124M, LLAMA_1B } from './support/big-shapes.js';
 import { ShapesBackend } from './support/shapes-backend.js';
 import { withFolder } from './support/temp.js';
 import { TINY, tinyBatch, tinyModel } from './support/tiny.js';
@@ -25,15 +26,8 @@ interface Shape {
   readonly parameters: number;
 }
 
-const GPT2_124M: Shape = {
-  json: {
-    model_type: 'gpt2',
-    n_embd: 768,
-    n_head: 12,
-    n_layer: 12,
-    n_positions: 1024,
-    vocab_size: 50257,
-  },
+const GPT2: Shape = {
+  json: GPT2_124M,
   blocks: 12,
   layers: {
     'attn.c_attn': [768, 3 * 768],
@@ -44,18 +38,8 @@ const GPT2_124M: Shape = {
   parameters: 124_439_808,
 };
 
-const LLAMA_1B: Shape = {
-  json: {
-    model_type: 'llama',
-    hidden_size: 2048,
-    intermediate_size: 8192,
-    num_hidden_layers: 16,
-    num_attention_heads: 32,
-    num_key_value_heads: 8,
-    head_dim: 64,
-    vocab_size: 128256,
-    tie_word_embeddings: true,
-  },
+const LLAMA: Shape = {
+  json: LLAMA_1B,
   blocks: 16,
   layers: {
     q_proj: [2048, 2048],
@@ -91,7 +75,7 @@ const all = (shape: Shape) => Object.keys(shape.layers);
 const CASES: readonly Case[] = [
   {
     name: 'GPT-2 124M, c_attn',
-    shape: GPT2_124M,
+    shape: GPT2,
     config: { targetModules: ['c_attn'] },
     layers: ['attn.c_attn'],
     ranks: EVERY,
@@ -99,54 +83,54 @@ const CASES: readonly Case[] = [
   {
     // loralib's MergedLinear: A and B of each part that is on.
     name: 'GPT-2 124M, q and v of c_attn',
-    shape: GPT2_124M,
+    shape: GPT2,
     config: { targetModules: ['c_attn'], enableLora: { c_attn: [true, false, true] } },
     layers: ['attn.c_attn'],
     product: (r, [inF, outF]) => 2 * r * (inF + outF / 3),
   },
   {
     name: 'GPT-2 124M, all-linear',
-    shape: GPT2_124M,
+    shape: GPT2,
     config: { targetModules: ['all-linear'] },
-    layers: all(GPT2_124M),
+    layers: all(GPT2),
   },
   {
     name: 'GPT-2 124M, attention with DoRA',
-    shape: GPT2_124M,
+    shape: GPT2,
     config: { targetModules: ['attention'], variant: 'dora' },
     layers: ['attn.c_attn', 'attn.c_proj'],
     more: ([, outF]) => outF,
   },
   {
     name: 'GPT-2 124M, c_attn with a bias of B and its own',
-    shape: GPT2_124M,
+    shape: GPT2,
     config: { targetModules: ['c_attn'], loraBias: true, bias: 'lora_only' },
     layers: ['attn.c_attn'],
     more: ([, outF]) => 2 * outF,
   },
   {
     name: 'Llama 1B, q and v',
-    shape: LLAMA_1B,
+    shape: LLAMA,
     config: { targetModules: ['qv'] },
     layers: ['q_proj', 'v_proj'],
   },
   {
     name: 'Llama 1B, attention, rsLoRA',
-    shape: LLAMA_1B,
+    shape: LLAMA,
     config: { targetModules: ['attention'], scaling: 'rslora' },
     layers: ['q_proj', 'k_proj', 'v_proj', 'o_proj'],
   },
   {
     name: 'Llama 1B, all-linear',
-    shape: LLAMA_1B,
+    shape: LLAMA,
     config: { targetModules: ['all-linear'] },
-    layers: all(LLAMA_1B),
+    layers: all(LLAMA),
   },
   {
     name: 'Llama 1B, all-linear with DoRA',
-    shape: LLAMA_1B,
+    shape: LLAMA,
     config: { targetModules: ['all-linear'], variant: 'dora' },
-    layers: all(LLAMA_1B),
+    layers: all(LLAMA),
     more: ([, outF]) => outF,
   },
 ];

@@ -26,6 +26,7 @@ import { normal, uniform } from '../src/tensor/random.js';
 import { numel } from '../src/tensor/shape.js';
 import { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend } from './backends.js';
+import { GPT2_124M, LLAMA_1B } from './support/big-shapes.js';
 import { ShapesBackend } from './support/shapes-backend.js';
 import { withFolder } from './support/temp.js';
 import {
@@ -348,26 +349,6 @@ test('a mixed batch that does not fit is an error', () => {
   adapters.dispose();
   model.dispose();
 });
-
-const GPT2_124M = {
-  model_type: 'gpt2',
-  n_embd: 768,
-  n_head: 12,
-  n_layer: 12,
-  n_positions: 1024,
-  vocab_size: 50257,
-};
-const LLAMA_1B = {
-  model_type: 'llama',
-  hidden_size: 2048,
-  intermediate_size: 8192,
-  num_hidden_layers: 16,
-  num_attention_heads: 32,
-  num_key_value_heads: 8,
-  head_dim: 64,
-  vocab_size: 128256,
-  tie_word_embeddings: true,
-};
 
 /** Trainables by the closed formula: Σ over layers r·(in + out), and what a variant adds. */
 const COUNTS: [string, Record<string, unknown>, LoraConfig, number][] = [
