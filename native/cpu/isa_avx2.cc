@@ -54,6 +54,7 @@ inline void stream(uint16_t* p, halves8 v) { _mm_stream_si128((__m128i*)p, (__m1
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
+#include "simd/merge.h"
 #define LOWRANK_TABLE lowrankIsaAvx2
 #include "simd/table.h"
 // clang-format on

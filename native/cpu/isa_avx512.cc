@@ -44,6 +44,7 @@ inline void stream(uint16_t* p, halves16 v) { _mm256_stream_si256((__m256i*)p, (
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
+#include "simd/merge.h"
 #define LOWRANK_TABLE lowrankIsaAvx512
 #include "simd/table.h"
 // clang-format on

@@ -21,6 +21,7 @@ constexpr const char* kIsaName = "generic";
 #include "simd/rows.h"
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
+#include "simd/merge.h"
 #define LOWRANK_TABLE lowrankIsaGeneric
 #include "simd/table.h"
 // clang-format on
