@@ -1,55 +1,49 @@
 // The bridge to JavaScript: convert, look up, call, translate errors. Nothing else knows napi.
+#include <dlfcn.h>
 #include <napi.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <thread>
 #include <vector>
 
+#include "common/engine.h"
 #include "common/error.h"
-#include "common/registry.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
-#include "cpu/peak.h"
+#include "cpu/engine.h"
 
 namespace {
 
 using namespace lowrank;
 
 constexpr const char* kContract = "2";  // of docs/kernels.md
-constexpr int kMaxThreads = 256;
-constexpr int kMaxIsas = 8;
 constexpr size_t kMinCommands = 4096;
 constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
 
-// Everything of one environment; freed when it ends.
-struct Environment {
-  Context context;
-  const IsaTable* isas[kMaxIsas];
-  int isaCount = 0;
+// One engine and what its calls travel through.
+struct Session {
+  std::unique_ptr<Engine> engine;
   Napi::Reference<Napi::Float64Array> commands;
   std::vector<View> views;  // reused from call to call, as are the attributes
   std::vector<double> attrs;
 
-  Environment() {
-    isaCount = supportedIsas(isas, kMaxIsas);
-    context.isa = isas[0];
-    unsigned cores = std::thread::hardware_concurrency();
-    context.threads = cores == 0 ? 1 : static_cast<int>(std::min(cores, unsigned{kMaxThreads}));
-  }
+  explicit Session(std::unique_ptr<Engine> engine) : engine(std::move(engine)) {}
 };
 
-// Runs f with this environment's state; C++ errors become JavaScript ones.
+// Everything of one environment; freed when it ends.
+struct Environment {
+  std::vector<std::unique_ptr<Session>> sessions;
+};
+
+// Runs f with the session of the function called; C++ errors become JavaScript ones.
 template <class F>
 Napi::Value guarded(const Napi::CallbackInfo& info, F f) {
   Napi::Env env = info.Env();
   try {
-    Environment* state = env.GetInstanceData<Environment>();
-    if (!state) throw Error("[addon] expected a live environment, received one that has ended");
-    return f(env, *state);
+    if (!env.GetInstanceData<Environment>()) {
+      throw Error("[addon] expected a live environment, received one that has ended");
+    }
+    return f(env, *static_cast<Session*>(info.Data()));
   } catch (const Napi::Error&) {
     throw;
   } catch (const RangeError& e) {
@@ -115,27 +109,28 @@ std::string text(const Napi::CallbackInfo& info, size_t i, const char* where, co
 }
 
 Napi::Value describeAddon(const Napi::CallbackInfo& info) {
-  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
     Napi::Object o = Napi::Object::New(env);
     o.Set("version", Napi::String::New(env, kContract));
-    o.Set("isa", Napi::String::New(env, state.context.isa->name));
+    o.Set("isa", Napi::String::New(env, state.engine->device()));
     Napi::Array isas = Napi::Array::New(env);
-    for (int i = 0; i < state.isaCount; i++) {
-      isas.Set(static_cast<uint32_t>(i), Napi::String::New(env, state.isas[i]->name));
-    }
+    uint32_t at = 0;
+    for (const std::string& isa : state.engine->devices())
+      isas.Set(at++, Napi::String::New(env, isa));
     o.Set("isas", isas);
-    o.Set("threads", Napi::Number::New(env, state.context.threads));
-    o.Set("compute", Napi::String::New(env, state.context.brain ? "bf16" : "exact"));
+    o.Set("threads", Napi::Number::New(env, state.engine->threads()));
+    o.Set("compute", Napi::String::New(env, state.engine->brain() ? "bf16" : "exact"));
     Napi::Array kernels = Napi::Array::New(env);
     uint32_t place = 0;
-    for (const Kernel& k : cpuKernels()) kernels.Set(place++, Napi::String::New(env, k.name));
+    for (const char* name : state.engine->kernels())
+      kernels.Set(place++, Napi::String::New(env, name));
     o.Set("kernels", kernels);
     return o;
   });
 }
 
 Napi::Value bind(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     const char* want = "a Float64Array of at least 4096 numbers";
     Napi::Value v = info.Length() > 0 ? info[0] : env.Undefined();
     if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array) {
@@ -218,55 +213,54 @@ View readView(Reader& r, const Memory& memory, const char* kernel) {
 }
 
 Napi::Value run(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
-    const Registry& registry = cpuKernels();
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    const std::vector<const char*>& names = state.engine->kernels();
     uint64_t index = natural(info, 0, "run", "the number of a kernel");
-    if (index >= registry.size()) {
-      fail("run", "a kernel below " + std::to_string(registry.size()), std::to_string(index));
+    if (index >= names.size()) {
+      fail("run", "a kernel below " + std::to_string(names.size()), std::to_string(index));
     }
-    const Kernel& kernel = registry[index];
+    const char* kernel = names[index];
     if (state.commands.IsEmpty()) fail("run", "bind() before", "no bound array");
     Napi::Float64Array commands = state.commands.Value();
     size_t length = commands.ElementLength();
     if (length < kMinCommands) fail("run", "the bound array alive", "one that was detached");
-    Reader r(kernel.name, commands.Data(), length);
+    Reader r(kernel, commands.Data(), length);
     size_t tensors = r.natural("a number of tensors");
     state.views.clear();
     for (size_t i = 0; i < tensors; i++)
-      state.views.push_back(readView(r, state.context.memory, kernel.name));
+      state.views.push_back(readView(r, state.engine->memory(), kernel));
     size_t attrs = r.natural("a number of attributes");
     const double* from = r.rest(attrs);
     state.attrs.assign(from, from + attrs);
-    kernel.run(
-        {kernel.name, state.context, state.views.data(), tensors, state.attrs.data(), attrs});
+    state.engine->run(index, state.views.data(), tensors, state.attrs.data(), attrs);
     return env.Undefined();
   });
 }
 
 Napi::Value alloc(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     double bytes = number(info, 0, "alloc", "a number of bytes");
     if (!(bytes >= 0 && bytes == std::floor(bytes) && bytes <= kMaxInteger)) {
       throw RangeError("[alloc] expected a number of bytes that memory can have, received " +
                        std::to_string(bytes));
     }
     uint64_t handle =
-        state.context.memory.alloc(static_cast<uint64_t>(bytes), purpose(info, 1, "alloc"));
+        state.engine->memory().alloc(static_cast<uint64_t>(bytes), purpose(info, 1, "alloc"));
     return Napi::Number::New(env, static_cast<double>(handle));
   });
 }
 
 Napi::Value freeHandle(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
-    state.context.memory.free(natural(info, 0, "free", "a handle"));
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->memory().free(natural(info, 0, "free", "a handle"));
     return env.Undefined();
   });
 }
 
 Napi::Value retag(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     uint64_t handle = natural(info, 0, "retag", "a handle");
-    state.context.memory.retag(handle, purpose(info, 1, "retag"));
+    state.engine->memory().retag(handle, purpose(info, 1, "retag"));
     return env.Undefined();
   });
 }
@@ -278,9 +272,9 @@ struct Bytes {
 };
 
 // The part of a buffer that a Uint8Array argument is to be copied to or from.
-Bytes bytesOf(const Napi::CallbackInfo& info, Environment& state, const char* where, bool writes) {
+Bytes bytesOf(const Napi::CallbackInfo& info, Session& state, const char* where, bool writes) {
   const Memory::Buffer& buffer =
-      state.context.memory.at(natural(info, 0, where, "a handle"), where);
+      state.engine->memory().at(natural(info, 0, where, "a handle"), where);
   uint64_t offset = natural(info, 1, where, "a byte offset");
   Napi::Value v = info.Length() > 2 ? info[2] : info.Env().Undefined();
   if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
@@ -297,27 +291,27 @@ Bytes bytesOf(const Napi::CallbackInfo& info, Environment& state, const char* wh
 }
 
 Napi::Value writeBytes(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     Bytes b = bytesOf(info, state, "write", true);
-    if (b.length) std::memcpy(b.at, b.array, b.length);
+    if (b.length) state.engine->write(b.at, b.array, b.length);
     return env.Undefined();
   });
 }
 
 Napi::Value readBytes(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     Bytes b = bytesOf(info, state, "read", false);
-    if (b.length) std::memcpy(b.array, b.at, b.length);
+    if (b.length) state.engine->read(b.array, b.at, b.length);
     return env.Undefined();
   });
 }
 
 Napi::Value map(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     std::string path = text(info, 0, "map", "a path");
     if (path.find('\0') != std::string::npos) fail("map", "a path without NUL", "one with it");
     uint64_t bytes = 0;
-    uint64_t handle = state.context.memory.map(path, bytes);
+    uint64_t handle = state.engine->memory().map(path, bytes);
     Napi::Object o = Napi::Object::New(env);
     o.Set("handle", Napi::Number::New(env, static_cast<double>(handle)));
     o.Set("bytes", Napi::Number::New(env, static_cast<double>(bytes)));
@@ -326,8 +320,8 @@ Napi::Value map(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value memory(const Napi::CallbackInfo& info) {
-  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
-    const Memory::Books& b = state.context.memory.books();
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    const Memory::Books& b = state.engine->memory().books();
     auto count = [&](uint64_t n) { return Napi::Number::New(env, static_cast<double>(n)); };
     Napi::Array live = Napi::Array::New(env, kPurposes), peak = Napi::Array::New(env, kPurposes);
     for (uint32_t p = 0; p < kPurposes; p++) {
@@ -347,76 +341,100 @@ Napi::Value memory(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value resetPeak(const Napi::CallbackInfo& info) {
-  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
-    state.context.memory.resetPeak();
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->memory().resetPeak();
     return env.Undefined();
   });
 }
 
 Napi::Value trim(const Napi::CallbackInfo& info) {
-  return guarded(info, [](Napi::Env env, Environment& state) -> Napi::Value {
-    state.context.memory.trim();
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->memory().trim();
     return env.Undefined();
   });
 }
 
 Napi::Value setThreads(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
-    const char* want = "a number of threads from 1 to 256";
-    uint64_t n = natural(info, 0, "setThreads", want);
-    if (n < 1 || n > kMaxThreads) fail("setThreads", want, std::to_string(n));
-    state.context.threads = static_cast<int>(n);
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    uint64_t n = natural(info, 0, "setThreads", "a number of threads from 1 to 256");
+    state.engine->setThreads(static_cast<int>(std::min(n, uint64_t{1} << 30)));
     return env.Undefined();
   });
 }
 
 Napi::Value setIsa(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
-    std::string name = text(info, 0, "setIsa", "the name of an instruction set"), known;
-    for (int i = 0; i < state.isaCount; i++) {
-      if (name == state.isas[i]->name) {
-        state.context.isa = state.isas[i];
-        return env.Undefined();
-      }
-      known += (i ? ", " : "") + std::string(state.isas[i]->name);
-    }
-    fail("setIsa", "one of " + known, name);
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->setDevice(text(info, 0, "setIsa", "the name of an instruction set"));
+    return env.Undefined();
   });
 }
 
 Napi::Value setCompute(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     std::string mode = text(info, 0, "setCompute", "exact or bf16");
     if (mode != "exact" && mode != "bf16") fail("setCompute", "exact or bf16", mode);
-    state.context.brain = mode == "bf16";
+    state.engine->setBrain(mode == "bf16");
     return env.Undefined();
   });
 }
 
 Napi::Value measureFmaPeak(const Napi::CallbackInfo& info) {
-  return guarded(info, [&](Napi::Env env, Environment& state) -> Napi::Value {
-    return Napi::Number::New(env, fmaPeak(state.context));
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    return Napi::Number::New(env, state.engine->fmaPeak());
+  });
+}
+
+// The functions of one engine, each bound to its session.
+void fill(Napi::Env env, Napi::Object target, Session* session) {
+  auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
+    target.Set(name, Napi::Function::New(env, f, name, session));
+  };
+  add("info", describeAddon);
+  add("bind", bind);
+  add("run", run);
+  add("alloc", alloc);
+  add("free", freeHandle);
+  add("retag", retag);
+  add("write", writeBytes);
+  add("read", readBytes);
+  add("map", map);
+  add("memory", memory);
+  add("resetPeak", resetPeak);
+  add("trim", trim);
+  add("setThreads", setThreads);
+  add("fmaPeak", measureFmaPeak);
+  add("setCompute", setCompute);
+  add("setIsa", setIsa);
+}
+
+// open(path, device): the functions of an engine in a library of its own, which stays loaded.
+Napi::Value open(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session&) -> Napi::Value {
+    std::string path = text(info, 0, "open", "the path of a backend's library");
+    uint64_t device = natural(info, 1, "open", "the number of a device");
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) fail("open", "a library that loads", dlerror());
+    auto openEngine = reinterpret_cast<OpenEngine>(dlsym(library, "lowrankOpenEngine"));
+    if (!openEngine) fail("open", "a backend of lowrank", path);
+    char error[1024] = "";
+    int number = static_cast<int>(std::min(device, uint64_t{1} << 30));
+    std::unique_ptr<Engine> engine(openEngine(kEngineContract, number, error, sizeof error));
+    if (!engine) throw Error(error);
+    Environment* state = env.GetInstanceData<Environment>();
+    state->sessions.push_back(std::make_unique<Session>(std::move(engine)));
+    Napi::Object exports = Napi::Object::New(env);
+    fill(env, exports, state->sessions.back().get());
+    return exports;
   });
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  env.SetInstanceData(new Environment());
-  exports.Set("info", Napi::Function::New<describeAddon>(env, "info"));
-  exports.Set("bind", Napi::Function::New<bind>(env, "bind"));
-  exports.Set("run", Napi::Function::New<run>(env, "run"));
-  exports.Set("alloc", Napi::Function::New<alloc>(env, "alloc"));
-  exports.Set("free", Napi::Function::New<freeHandle>(env, "free"));
-  exports.Set("retag", Napi::Function::New<retag>(env, "retag"));
-  exports.Set("write", Napi::Function::New<writeBytes>(env, "write"));
-  exports.Set("read", Napi::Function::New<readBytes>(env, "read"));
-  exports.Set("map", Napi::Function::New<map>(env, "map"));
-  exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
-  exports.Set("resetPeak", Napi::Function::New<resetPeak>(env, "resetPeak"));
-  exports.Set("trim", Napi::Function::New<trim>(env, "trim"));
-  exports.Set("setThreads", Napi::Function::New<setThreads>(env, "setThreads"));
-  exports.Set("fmaPeak", Napi::Function::New<measureFmaPeak>(env, "fmaPeak"));
-  exports.Set("setCompute", Napi::Function::New<setCompute>(env, "setCompute"));
-  exports.Set("setIsa", Napi::Function::New<setIsa>(env, "setIsa"));
+  auto* state = new Environment();
+  env.SetInstanceData(state);
+  state->sessions.push_back(std::make_unique<Session>(openCpu()));
+  Session* cpu = state->sessions.back().get();
+  fill(env, exports, cpu);
+  exports.Set("open", Napi::Function::New(env, open, "open", cpu));
   return exports;
 }
 

@@ -33,13 +33,36 @@ uint64_t roundUp(uint64_t bytes) {
 
 }  // namespace
 
-Memory::~Memory() {
+Memory::~Memory() { releaseAll(); }
+
+char* Memory::obtain(uint64_t capacity) {
+  void* data = nullptr;
+  if (posix_memalign(&data, kAlign, std::max<uint64_t>(capacity, 1)) != 0) return nullptr;
+  if (capacity >= (uint64_t{4} << 20)) adviseLargePages(data, capacity);
+  return static_cast<char*>(data);
+}
+
+void Memory::release(char* data, uint64_t) { std::free(data); }
+
+char* Memory::obtainFile(const std::string& path, uint64_t& bytes) {
+  size_t size = 0;
+  char* data = static_cast<char*>(mapFile(path, size));
+  bytes = size;
+  return data;
+}
+
+void Memory::releaseFile(char* data, uint64_t bytes) { unmapFile(data, bytes); }
+
+std::string Memory::shortage() const { return "received none from the system"; }
+
+void Memory::releaseAll() {
   for (Buffer& b : slots_) {
     if (!b.live) continue;
+    b.live = false;
     if (b.mapped) {
-      unmapFile(b.data, b.bytes);
+      releaseFile(b.data, b.bytes);
     } else {
-      std::free(b.data);
+      release(b.data, b.capacity);
     }
   }
   trim();
@@ -59,14 +82,8 @@ void Memory::unbook(Purpose purpose, uint64_t bytes) {
 }
 
 char* Memory::take(uint64_t bytes, uint64_t& capacity) {
-  if (kExact) {
-    void* data = nullptr;
-    capacity = bytes;
-    if (bytes <= kLargest && posix_memalign(&data, kAlign, std::max<uint64_t>(bytes, 1)) == 0) {
-      return static_cast<char*>(data);
-    }
-  } else if (bytes <= kLargest) {
-    capacity = roundUp(bytes);
+  if (bytes <= kLargest) {
+    capacity = kExact ? bytes : roundUp(bytes);
     auto idle = idle_.find(capacity);
     if (idle != idle_.end() && !idle->second.empty()) {
       char* data = idle->second.back();
@@ -75,21 +92,17 @@ char* Memory::take(uint64_t bytes, uint64_t& capacity) {
       return data;
     }
     for (int attempt = 0; attempt < 2; attempt++) {
-      void* data = std::aligned_alloc(kAlign, capacity);
-      if (data) {
-        if (capacity >= (uint64_t{4} << 20)) adviseLargePages(data, capacity);
-        return static_cast<char*>(data);
-      }
+      if (char* data = obtain(capacity)) return data;
       trim();
     }
   }
-  throw RangeError("[alloc] expected memory for " + std::to_string(bytes) +
-                   " bytes, received none from the system");
+  throw RangeError("[alloc] expected memory for " + std::to_string(bytes) + " bytes, " +
+                   shortage());
 }
 
 void Memory::give(char* data, uint64_t capacity) {
   if (kExact || books_.pooled + capacity > std::max(kKeep, books_.totalPeak)) {
-    std::free(data);
+    release(data, capacity);
     return;
   }
   idle_[capacity].push_back(data);
@@ -126,16 +139,15 @@ uint64_t Memory::alloc(uint64_t bytes, Purpose purpose) {
   try {
     return adopt(b);
   } catch (...) {
-    std::free(b.data);
+    release(b.data, b.capacity);
     throw;
   }
 }
 
 uint64_t Memory::map(const std::string& path, uint64_t& bytes) {
   Buffer b;
-  size_t size = 0;
-  b.data = static_cast<char*>(mapFile(path, size));
-  b.bytes = bytes = size;
+  b.data = obtainFile(path, bytes);
+  b.bytes = bytes;
   b.purpose = Purpose::frozen;
   b.mapped = true;
   try {
@@ -143,7 +155,7 @@ uint64_t Memory::map(const std::string& path, uint64_t& bytes) {
     books_.mapped += bytes;
     return handle;
   } catch (...) {
-    unmapFile(b.data, size);
+    releaseFile(b.data, bytes);
     throw;
   }
 }
@@ -164,7 +176,7 @@ Memory::Buffer& Memory::find(uint64_t handle, const char* where) {
 void Memory::free(uint64_t handle) {
   Buffer& b = find(handle, "free");
   if (b.mapped) {
-    unmapFile(b.data, b.bytes);
+    releaseFile(b.data, b.bytes);
     books_.mapped -= b.bytes;
   } else {
     give(b.data, b.capacity);
@@ -191,7 +203,7 @@ void Memory::resetPeak() {
 
 void Memory::trim() {
   for (auto& idle : idle_) {
-    for (char* data : idle.second) std::free(data);
+    for (char* data : idle.second) release(data, idle.first);
   }
   idle_.clear();
   books_.pooled = 0;

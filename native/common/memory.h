@@ -35,10 +35,11 @@ class Memory {
   Memory() = default;
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  ~Memory();
+  virtual ~Memory();
 
   // The memory is not cleared. Throws RangeError where there is none.
   uint64_t alloc(uint64_t bytes, Purpose purpose);
+  // A whole file as one read-only frozen buffer.
   uint64_t map(const std::string& path, uint64_t& bytes);
   void free(uint64_t handle);
   void retag(uint64_t handle, Purpose purpose);
@@ -48,6 +49,19 @@ class Memory {
   const Books& books() const { return books_; }
   void resetPeak();
   void trim();
+
+ protected:
+  // Where memory comes from; what a backend on a device replaces. A class that does calls
+  // releaseAll() in its destructor. obtain answers null where there is none.
+  virtual char* obtain(uint64_t capacity);
+  virtual void release(char* data, uint64_t capacity);
+  // A whole file, readable by kernels.
+  virtual char* obtainFile(const std::string& path, uint64_t& bytes);
+  virtual void releaseFile(char* data, uint64_t bytes);
+  // What to do about memory that could not be had; ends the error's text.
+  virtual std::string shortage() const;
+  // Everything, live or idle, back to where it came from.
+  void releaseAll();
 
  private:
   Buffer& find(uint64_t handle, const char* where);

@@ -1,15 +1,12 @@
-// What a kernel gets, and the table of kernels of a backend.
+// What a kernel of the CPU gets, and the table of kernels.
 #pragma once
 
-#include <initializer_list>
-#include <string>
 #include <type_traits>
 #include <vector>
 
-#include "error.h"
+#include "call.h"
 #include "memory.h"
 #include "pool.h"
-#include "view.h"
 
 namespace lowrank {
 
@@ -51,34 +48,9 @@ struct Context {
   static constexpr int64_t kGrain = 16384;
 };
 
-// Throws unless `ok`; the texts are made only then.
-#define EXPECT(args, ok, expected, received)            \
-  do {                                                  \
-    if (!(ok)) fail((args).kernel, expected, received); \
-  } while (false)
-
-struct Args {
-  const char* kernel;
+struct Args : Call {
   Context& context;
-  const View* tensors;
-  size_t count;
-  const double* attrs;
-  size_t attrCount;
-
-  // Exactly these numbers of tensors and attributes.
-  void counts(size_t wantTensors, size_t wantAttrs) const;
-  void atLeast(size_t wantTensors, size_t wantAttrs) const;
-  const View& operator[](size_t i) const { return tensors[i]; }
-  // A tensor of the given dtype that may be written.
-  const View& out(size_t i, DType dtype = DType::f32) const;
-  const View& writable(size_t i) const;
-  const View& typed(size_t i, DType dtype) const;
-  void sameShape(size_t i, size_t j) const;
-  void shaped(size_t i, std::initializer_list<int64_t> dims) const;
-  // The attribute as an integer in [lo, hi].
-  int64_t integer(size_t i, int64_t lo, int64_t hi) const;
-  // An axis in [0, rank).
-  int axis(size_t i, int rank) const { return static_cast<int>(integer(i, 0, rank - 1)); }
+  Args(const Call& call, Context& context) : Call(call), context(context) {}
 };
 
 struct Kernel {

@@ -117,7 +117,7 @@ std::string outputsOf(Context& context, const Call& call) {
   bool found = false;
   for (const Kernel& k : cpuKernels()) {
     if (std::strcmp(k.name, call.kernel) != 0) continue;
-    k.run({k.name, context, views.data(), views.size(), call.attrs.data(), call.attrs.size()});
+    k.run(Args({k.name, views.data(), views.size(), call.attrs.data(), call.attrs.size()}, context));
     found = true;
   }
   if (!found) throw Error(std::string("no kernel ") + call.kernel);

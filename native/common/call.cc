@@ -1,4 +1,4 @@
-#include "registry.h"
+#include "call.h"
 
 #include <cmath>
 
@@ -12,44 +12,44 @@ std::string plural(size_t n, const char* what) {
 
 }  // namespace
 
-void Args::counts(size_t wantTensors, size_t wantAttrs) const {
+void Call::counts(size_t wantTensors, size_t wantAttrs) const {
   EXPECT((*this), count == wantTensors, plural(wantTensors, "tensor"), std::to_string(count));
   EXPECT((*this), attrCount == wantAttrs, plural(wantAttrs, "attribute"),
          std::to_string(attrCount));
 }
 
-void Args::atLeast(size_t wantTensors, size_t wantAttrs) const {
+void Call::atLeast(size_t wantTensors, size_t wantAttrs) const {
   EXPECT((*this), count >= wantTensors, "at least " + plural(wantTensors, "tensor"),
          std::to_string(count));
   EXPECT((*this), attrCount >= wantAttrs, "at least " + plural(wantAttrs, "attribute"),
          std::to_string(attrCount));
 }
 
-const View& Args::writable(size_t i) const {
+const View& Call::writable(size_t i) const {
   EXPECT((*this), !tensors[i].readOnly, "an output in memory that may be written",
          "tensor " + std::to_string(i) + " in a mapped file");
   return tensors[i];
 }
 
-const View& Args::typed(size_t i, DType dtype) const {
+const View& Call::typed(size_t i, DType dtype) const {
   EXPECT((*this), tensors[i].dtype == dtype,
          std::string("tensor ") + std::to_string(i) + " of " + dtypeName(dtype),
          tensors[i].describe());
   return tensors[i];
 }
 
-const View& Args::out(size_t i, DType dtype) const {
+const View& Call::out(size_t i, DType dtype) const {
   typed(i, dtype);
   return writable(i);
 }
 
-void Args::sameShape(size_t i, size_t j) const {
+void Call::sameShape(size_t i, size_t j) const {
   EXPECT((*this), tensors[i].sameShape(tensors[j]),
          "tensor " + std::to_string(j) + " shaped as " + tensors[i].describe(),
          tensors[j].describe());
 }
 
-void Args::shaped(size_t i, std::initializer_list<int64_t> dims) const {
+void Call::shaped(size_t i, std::initializer_list<int64_t> dims) const {
   View want = tensors[i];
   want.rank = 0;
   for (int64_t d : dims) want.dims[want.rank++] = d;
@@ -57,7 +57,7 @@ void Args::shaped(size_t i, std::initializer_list<int64_t> dims) const {
          "tensor " + std::to_string(i) + " as " + want.describe(), tensors[i].describe());
 }
 
-int64_t Args::integer(size_t i, int64_t lo, int64_t hi) const {
+int64_t Call::integer(size_t i, int64_t lo, int64_t hi) const {
   double v = attrs[i];
   EXPECT((*this),
          v == std::floor(v) && v >= static_cast<double>(lo) && v <= static_cast<double>(hi),

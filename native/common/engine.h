@@ -1,0 +1,46 @@
+// A backend as the addon sees it: memory behind handles and kernels by number. The methods throw
+// the errors of error.h. A backend in a library of its own answers one through openEngine.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "call.h"
+#include "memory.h"
+
+namespace lowrank {
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // Names of the kernels; a kernel's number is its place.
+  virtual const std::vector<const char*>& kernels() const = 0;
+  virtual void run(size_t kernel, const View* tensors, size_t count, const double* attrs,
+                   size_t attrCount) = 0;
+  virtual Memory& memory() = 0;
+  // Copies between the backend's memory and the host's; complete when they return.
+  virtual void write(char* to, const void* from, size_t bytes) = 0;
+  virtual void read(void* to, const char* from, size_t bytes) = 0;
+
+  // The instruction set or the card in use, and those there are.
+  virtual std::string device() const = 0;
+  virtual std::vector<std::string> devices() const = 0;
+  virtual int threads() const { return 1; }
+  virtual void setThreads(int) {}
+  virtual void setDevice(const std::string& name) = 0;
+  // Whether products with a bf16 factor round the other one to bf16, too.
+  virtual bool brain() const = 0;
+  virtual void setBrain(bool on) = 0;
+  // GFLOP/s of fused multiply-adds on registers.
+  virtual double fmaPeak() = 0;
+};
+
+// The function `lowrankOpenEngine` of a backend's library: an engine on a device by its number, or
+// null with the reason in `error`, a text of at most `capacity` bytes with its end.
+using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
+
+// Raised with every change to what this header, memory.h, call.h and view.h lay out.
+constexpr int kEngineContract = 1;
+
+}  // namespace lowrank
