@@ -3,18 +3,19 @@
  *
  * usage: npm run bench:step -- --model gpt2|smollm2-135m|tiny|FILE.json [--mode lora|full]
  *   [--batch 4] [--seq 128] [--rank 8] [--dtype f32|bf16] [--steps 8] [--label-share 1]
- *   [--threads N] [--isa NAME] [--compute exact|bf16] [--checkpointing] [--profile] [--peak] [--json]
+ *   [--threads N] [--isa NAME] [--compute exact|bf16] [--checkpointing] [--warmup N]
+ *   [--profile] [--peak] [--json]
  *
  * In place of the result, --profile prints each kernel's calls and time, and what JavaScript takes;
- * --peak what is alive when a step's memory is at its peak.
+ * --peak what is alive when a step's memory is at its peak. Steps before the measured ones: two,
+ * and ten with --profile, as V8 compiles what runs often.
  */
 import { existsSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { peakOf, peakText } from './peak.js';
-import { profileSteps, profileText } from './profile.js';
+import type { NativeBackend } from '../src/tensor/native.js';
+import { getBackend } from '../src/tensor/registry.js';
 import { buildStep, SHAPE_NAMES, type StepSettings } from './step-work.js';
-import { native, peakGflops } from './support.js';
 
 const { values } = parseArgs({
   options: {
@@ -30,6 +31,7 @@ const { values } = parseArgs({
     isa: { type: 'string' },
     compute: { type: 'string', default: 'exact' },
     checkpointing: { type: 'boolean', default: false },
+    warmup: { type: 'string' },
     profile: { type: 'boolean', default: false },
     peak: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
@@ -41,9 +43,12 @@ function refuse(option: string, expected: string, received: string): never {
   process.exit(2);
 }
 
-function positive(option: 'batch' | 'seq' | 'rank' | 'steps' | 'threads'): number {
-  const n = Number(values[option]);
-  return Number.isSafeInteger(n) && n > 0 ? n : refuse(option, 'a whole number', values[option]);
+type Count = 'batch' | 'seq' | 'rank' | 'steps' | 'threads' | 'warmup';
+
+function positive(option: Count, otherwise = 1): number {
+  const text = values[option] ?? String(otherwise);
+  const n = Number(text);
+  return Number.isSafeInteger(n) && n > 0 ? n : refuse(option, 'a whole number above 0', text);
 }
 
 function oneOf<T extends string>(option: 'mode' | 'dtype' | 'compute', names: readonly T[]): T {
@@ -70,20 +75,25 @@ const settings: StepSettings = {
 };
 const steps = positive('steps');
 const threads = positive('threads');
-const backend = native();
+const warmup = positive('warmup', values.profile ? 10 : 2);
+const backend = getBackend('cpu') as NativeBackend;
 if (values.isa !== undefined) backend.setIsa(values.isa);
 backend.setCompute(oneOf('compute', ['exact', 'bf16'] as const));
 backend.setThreads(threads);
 const work = buildStep(settings, backend);
 const rssBefore = process.resourceUsage().maxRSS;
 let loss = work.step();
-work.step();
+// Seconds since 1970, for whoever started the process.
+const firstStepAt = (performance.timeOrigin + performance.now()) / 1000;
+for (let i = 1; i < warmup; i++) work.step();
 if (values.peak) {
+  const { peakOf, peakText } = await import('./peak.js');
   const entries = peakOf(backend, () => work.step());
   console.log(values.json ? JSON.stringify(entries) : peakText(entries));
   process.exit(0);
 }
 if (values.profile) {
+  const { profileSteps, profileText } = await import('./profile.js');
   const profile = profileSteps(backend, () => work.step(), steps);
   console.log(values.json ? JSON.stringify(profile) : profileText(profile));
   process.exit(0);
@@ -96,6 +106,7 @@ for (let i = 0; i < steps; i++) {
 }
 const peakRss = process.resourceUsage().maxRSS;
 const { peak, totalPeak, pooled } = backend.memory();
+const { peakGflops } = await import('./support.js');
 times.sort((a, b) => a - b);
 const median = times[Math.floor(times.length / 2)] as number;
 const gflops = work.flops / median / 1e9;
@@ -112,6 +123,7 @@ const result = {
   tok_s: rounded((settings.batch * settings.seq) / median, 1),
   min_s: rounded(times[0] as number),
   max_s: rounded(times.at(-1) as number),
+  first_step_at: firstStepAt,
   peak_rss_mb: Math.round(peakRss / 1024),
   rss_before_mb: Math.round(rssBefore / 1024),
   gflops: rounded(gflops, 1),
