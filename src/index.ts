@@ -101,6 +101,8 @@ export {
   type Target,
   TokenRows,
   type Variant,
+  type WideRank,
+  wideRanks,
 } from './lora/index.js';
 
 // Models and text.

@@ -96,8 +96,14 @@ test('the same seed gives the same adapter, whatever the threads; another seed a
   const two = await outside(train('t2', '--threads', '2'));
   assert.is(two.code, 0, two.stderr);
   assert.equal(bytesOf(at('t1')), bytesOf(at('t2')));
-  // The same run may write over its own adapter.
-  assert.is((await inside(...train('t1'))).code, 0);
+  // A finished run is not made again unless it is asked for.
+  const again = await inside(...train('t1'));
+  assert.is(again.code, 1);
+  assert.match(
+    again.stderr,
+    /received a run of these settings that has done its 6 steps.*--overwr/,
+  );
+  assert.is((await inside(...train('t1', '--overwrite'))).code, 0);
   assert.equal(bytesOf(at('t1')), bytesOf(at('t2')));
   assert.is((await inside(...train('t3', '--seed', '6'))).code, 0);
   assert.not.equal(bytesOf(at('t3')), bytesOf(at('t1')));
@@ -363,6 +369,8 @@ test('what people do wrong is one line that says what, with exit code 2', async 
     [train('x', '--seq-length', '1'), 'Expected a whole number of 2 or more'],
     [train('x', '--target-modules', 'q_proj,,v_proj'), 'Expected names with commas between them'],
     [train('x', '--threads', '-2'), 'Expected a whole number of 1 or more'],
+    [train('x', '--threads', '10000'), 'Expected a whole number of 1 to 256'],
+    [['eval', '--threads', '257'], 'Expected a whole number of 1 to 256'],
     [train('x', '--seed', '1e99'), 'Expected a whole number of 0 or more'],
     [train('x', 'more'), "too many arguments for 'train'"],
     [['generate', '--model', at('model')], 'generate needs --prompt <text>'],

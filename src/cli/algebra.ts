@@ -1,5 +1,5 @@
 import { existsSync, readdirSync, realpathSync, statSync } from 'node:fs';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import type { Adapter, Combined, CombineMethod, Layout, SignRule } from '../lora/algebra/index.js';
 import { type NamedAdapter, namedAdapter } from './adapters.js';
 import { backendOptions, resolveDir } from './model.js';
@@ -10,6 +10,7 @@ import {
   needs,
   number,
   oneOf,
+  partNames,
   plural,
   printJson,
   say,
@@ -246,15 +247,6 @@ function diffCommand(): Command {
   return commonOptions(c).action(runDiff);
 }
 
-/** `q,-,v` as [true, false, true]. */
-function parts(words: string): boolean[] {
-  const list = words.split(',').map((p) => p.trim());
-  if (list.length > 1 && list.every((p) => p !== '') && list.some((p) => p !== '-')) {
-    return list.map((p) => p !== '-');
-  }
-  throw new InvalidArgumentError('Expected the parts in order, - for one without LoRA: q,-,v.');
-}
-
 async function runConvert(source: string, flags: ConvertFlags): Promise<void> {
   const algebra = await import('../lora/algebra/index.js');
   const { from, to, out, initial, alpha, enabled, dropOthers } = flags;
@@ -317,7 +309,7 @@ function convertCommand(): Command {
       'lora_alpha of a loralib file',
       number('a number', () => true),
     )
-    .option('--enabled <parts>', 'parts of loralib’s fused layers, such as q,-,v', parts)
+    .option('--enabled <parts>', 'parts of loralib’s fused layers, such as q,-,v', partNames)
     .option('--drop-others', 'leave out tensors of a loralib file that are no lora_A or lora_B')
     .option('--initial <adapter>', 'the adapter before training, for PiSSA and OLoRA');
   return commonOptions(c).action(runConvert);

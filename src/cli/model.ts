@@ -6,7 +6,7 @@ import type { Tokenizer } from '../io/tokenizer.js';
 import type { ClassifierHead } from '../models/head.js';
 import type { TaskModels } from '../models/load.js';
 import { failure } from '../tensor/errors.js';
-import { BACKEND_NAMES, type CommonOptions, needs, oneOf, wholeNumber } from './output.js';
+import { BACKEND_NAMES, type CommonOptions, needs, oneOf, threadCount } from './output.js';
 
 /** Options of the commands that run a model with or without an adapter. */
 export interface ModelFlags extends CommonOptions {
@@ -29,7 +29,7 @@ export function modelOptions(c: Command, adapter: 'optional' | 'required'): Comm
 export function backendOptions(c: Command): Command {
   return c
     .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
-    .option('--threads <n>', 'worker threads; results do not depend on it', wholeNumber(1));
+    .option('--threads <n>', 'worker threads; results do not depend on it', threadCount);
 }
 
 /** What a model and an adapter may be given as. */

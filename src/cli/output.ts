@@ -116,6 +116,25 @@ export function names(text: string): string[] {
   return list;
 }
 
+/** A parser of the parts of a fused layer in order: `q,-,v` is [true, false, true]. */
+export function partNames(words: string): boolean[] {
+  const list = words.split(',').map((p) => p.trim());
+  if (list.length > 1 && list.every((p) => p !== '') && list.some((p) => p !== '-')) {
+    return list.map((p) => p !== '-');
+  }
+  throw new InvalidArgumentError('Expected the parts in order, - for one without LoRA: q,-,v.');
+}
+
+/** The most worker threads there can be. */
+const MAX_THREADS = 256;
+
+/** A parser of a number of worker threads. */
+export function threadCount(text: string): number {
+  const count = wholeNumber(1)(text);
+  if (count <= MAX_THREADS) return count;
+  throw new InvalidArgumentError(`Expected a whole number of 1 to ${MAX_THREADS}.`);
+}
+
 /** Prints a value as one line of JSON. */
 export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value)}\n`);

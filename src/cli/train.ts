@@ -21,6 +21,7 @@ import {
   Stopped,
   say,
   stopSignal,
+  threadCount,
   timeText,
   UsageError,
   wholeNumber,
@@ -92,6 +93,14 @@ export function trainCommand(): Command {
     )
     .option('--lr <rate>', 'peak learning rate (default: 2e-4, with --full 2e-5)', positive)
     .addOption(
+      new Option(
+        '--lora-plus [ratio]',
+        'LoRA+: B learns so many times faster than A; 16 where no number is given (default: as fast)',
+      )
+        .preset('16')
+        .argParser(positive),
+    )
+    .addOption(
       new Option('--steps <n>', 'optimizer steps').argParser(wholeNumber(1)).conflicts('epochs'),
     )
     .option('--epochs <n>', 'passes over the data (default: 1)', positive)
@@ -116,12 +125,19 @@ export function trainCommand(): Command {
     )
     .option('--seed <n>', 'start, order and dropout follow from it (default: 0)', wholeNumber(0))
     .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
-    .option('--threads <n>', 'worker threads; results do not depend on it', wholeNumber(1))
+    .option('--threads <n>', 'worker threads; results do not depend on it', threadCount)
     .addOption(
-      new Option('--full', 'train every parameter; writes a model directory').conflicts([...LORA]),
+      new Option('--full', 'train every parameter; writes a model directory').conflicts([
+        ...LORA,
+        'loraPlus',
+      ]),
     )
     .option('--eval-every <steps>', 'evaluate every so many steps (needs --eval)', wholeNumber(1))
     .option('--save-every <steps>', 'save every so many steps (default: 200)', wholeNumber(1))
+    .option(
+      '--keep-best',
+      'write the weights of the lowest loss on --eval, not the last ones (needs --eval-every)',
+    )
     .option('--dry-run', 'say what memory the run will need, by purpose, and do nothing')
     .option('--resume', 'go on where a run of the same settings in --out was stopped')
     .addOption(
@@ -157,6 +173,9 @@ function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOp
 async function runTrain(flags: TrainFlags): Promise<void> {
   if (flags.evalEvery !== undefined && flags.eval === undefined) {
     throw new UsageError('option --eval-every needs --eval <file>');
+  }
+  if (flags.keepBest && flags.evalEvery === undefined) {
+    throw new UsageError('option --keep-best needs --eval-every <steps> and --eval <file>');
   }
   const resolved = await resolveFlags(flags);
   if (flags.dryRun) {
@@ -219,7 +238,14 @@ class View {
     this.#progress = undefined;
   }
 
-  #warn({ truncatedExamples, truncatedTokens, seqLength }: StartEvent): void {
+  #warn({ truncatedExamples, truncatedTokens, seqLength, wideRanks = [] }: StartEvent): void {
+    const [wide] = wideRanks;
+    if (wide) {
+      note(
+        `lowrank: rank ${wide.rank} is more than ${wide.path} has a use for: ${wide.most} reaches ` +
+          `every change of it${wideRanks.length > 1 ? ` (${wideRanks.length} such layers)` : ''}`,
+      );
+    }
     if (truncatedExamples === 0) return;
     note(
       `lowrank: --seq-length ${seqLength} cuts ${plural(truncatedExamples, 'example')}, which ` +
@@ -256,6 +282,7 @@ class View {
       const { first, last } = e.trainLoss;
       say(`Train loss   ${first.toFixed(4)} → ${last.toFixed(4)} (first and last steps)`);
     }
+    if (e.best) say(`Best step    ${e.best.step} of ${e.steps}: its weights are kept`);
     if (e.before) say(`Eval before  ${evaluationText(e.before)}`);
     if (e.after) say(`Eval after   ${evaluationText(e.after)}`);
     if (this.#skipped > 0)

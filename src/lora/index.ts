@@ -5,6 +5,7 @@ export { loadAdapter, readAdapterConfig, saveAdapter } from './files.js';
 export { baseFingerprint } from './fingerprint.js';
 export { initNames } from './init.js';
 export { LoraConv, LoraEmbedding, LoraLinear, type MergeWeights } from './layer.js';
+export { type WideRank, wideRanks } from './ranks.js';
 export { type Site, siteOf } from './site.js';
 export {
   chooseLayers,

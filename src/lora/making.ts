@@ -5,6 +5,7 @@ import type { Tensor } from '../tensor/tensor.js';
 import type { Branch, Variant } from './branch.js';
 import { endPattern, type FullLoraConfig, type LoraConfig } from './config.js';
 import type { Host } from './host.js';
+import { checkRanks } from './ranks.js';
 import type { Site } from './site.js';
 import { chooseLayers, type Target } from './targets.js';
 import { TOKEN_ROWS, TokenHead, type TokenRows } from './tokens.js';
@@ -33,7 +34,13 @@ export function defaultsFor(model: Module): Partial<LoraConfig> {
 /** Puts a new adapter into a model. @throws when something does not fit; nothing is then left */
 export function attach(host: Host, name: string, config: FullLoraConfig, making: Making): void {
   const targets = chooseLayers(host.model, config, making.strict);
-  if (making.strict) checkPatterns(config, targets);
+  if (making.strict) {
+    checkPatterns(config, targets);
+    checkRanks(
+      targets.map((t) => host.site(t)),
+      config,
+    );
+  }
   const made: [Target, Branch][] = [];
   try {
     for (const t of targets) {

@@ -1,4 +1,4 @@
-import type { LoraConfig } from '../lora/index.js';
+import type { LoraConfig, WideRank } from '../lora/index.js';
 import type { ProblemType } from '../models/classifier.js';
 import type { ScheduleName } from '../optim/index.js';
 import type { Backend, MemoryBooks, Purpose } from '../tensor/backend.js';
@@ -33,6 +33,11 @@ export interface FinetuneOptions {
   readonly problemType?: ProblemType;
   /** Default: rank 8, alpha 16, all-linear, no dropout. */
   readonly lora?: LoraSettings;
+  /**
+   * LoRA+ (Hayou et al., 2024): how many times faster than A each B learns; the paper advises 16.
+   * Default 1: as fast.
+   */
+  readonly loraPlus?: number;
   /** Trains every parameter instead of an adapter. */
   readonly full?: boolean;
   /** Peak learning rate. Default 2e-4, with `full` 2e-5. */
@@ -70,7 +75,15 @@ export interface FinetuneOptions {
   readonly evalEvery?: number;
   /** Steps between saves; 0 for the end only. Default 200. */
   readonly saveEvery?: number;
-  /** Goes on from the state in `out` where a run of these settings was stopped. */
+  /**
+   * Writes the weights that had the lowest loss at an evaluation instead of the last ones; a copy of
+   * them is held meanwhile. Needs `evalFile` and `evalEvery`. Default false.
+   */
+  readonly keepBest?: boolean;
+  /**
+   * Goes on from the state in `out` where a run of these settings was stopped; where there is no
+   * run, that is an error.
+   */
   readonly resume?: boolean;
   /** Lets `out` hold something else: its state and record are removed, files of ours replaced. */
   readonly overwrite?: boolean;
@@ -102,6 +115,8 @@ export interface StartEvent {
   readonly trainableParameters: number;
   /** Base and adapter together. */
   readonly totalParameters: number;
+  /** Of an adapter: layers whose rank is above their smaller side, which reaches no more. */
+  readonly wideRanks?: readonly WideRank[];
   readonly steps: number;
   /** Steps done by the run that this one goes on with. */
   readonly resumedFrom: number;
@@ -153,7 +168,10 @@ export interface DoneEvent {
   readonly trainLoss?: { readonly first: number; readonly last: number };
   /** Of the base model, where there is an evaluation file (not when a full run is resumed). */
   readonly before?: AnyEvaluation;
+  /** Of what was saved: with `keepBest` of the best weights. */
   readonly after?: AnyEvaluation;
+  /** With `keepBest`: the step whose weights were saved, and their loss on the evaluation file. */
+  readonly best?: { readonly step: number; readonly loss: number };
   /** Live and peak bytes by purpose of the backend since the run began. */
   readonly memory: MemoryBooks;
   /** Of the adapter's (or the model's weights') files. */

@@ -2,9 +2,16 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint } from '../io/checkpoint.js';
 import { openTokenizer } from '../io/tokenizer.js';
-import { AdamW, decayGroups, type ScheduleName } from '../optim/index.js';
+import {
+  AdamW,
+  decayGroups,
+  loraPlusGroups,
+  type ParameterGroup,
+  type ScheduleName,
+} from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { getBackend } from '../tensor/registry.js';
+import { BestWeights } from './best.js';
 import type { AnyEvaluation, FinetuneOptions, StartEvent } from './finetune-options.js';
 import { type Settled, settle } from './finetune-settings.js';
 import {
@@ -50,6 +57,8 @@ export interface Plan extends Trainee {
   readonly seed: number;
   readonly evalEvery: number;
   readonly saveEvery: number;
+  /** The weights of the lowest loss on the evaluation file, where those are to be written. */
+  readonly best?: BestWeights;
   /** Whether the run in `out` has nothing left to do. */
   readonly finished: boolean;
   startEvent(): StartEvent;
@@ -124,22 +133,39 @@ function beginOrGoOn(
   trainee: Trainee,
   settings: RunSettings,
   dry: boolean,
-): { optimizer: AdamW; finished: boolean } {
+): { optimizer: AdamW; finished: boolean; best?: BestWeights } {
   const { out } = options;
   const { parameters } = trainee;
   const status = inspectOutFolder(out, settings, options);
-  const groups = s.full ? decayGroups(parameters, s.weightDecay) : [{ parameters }];
-  const optimizer = new AdamW(groups, { lr: s.lr, weightDecay: s.weightDecay });
-  const finished = status.kind === 'finished' && options.resume === true;
+  const optimizer = new AdamW(groupsOf(options, s, trainee), {
+    lr: s.lr,
+    weightDecay: s.weightDecay,
+  });
+  const finished = status.kind === 'finished';
+  const best = options.keepBest ? new BestWeights(parameters) : undefined;
   try {
     if (status.kind === 'stopped') {
-      loadTrainingState(stateFolder(out), parameters, optimizer, settings);
+      loadTrainingState(stateFolder(out), parameters, optimizer, settings, best);
     } else if (!finished && !dry) forgetRun(out);
   } catch (error) {
+    best?.dispose();
     optimizer.dispose();
     throw error;
   }
-  return { optimizer, finished };
+  return { optimizer, finished, ...(best ? { best } : {}) };
+}
+
+function groupsOf({ loraPlus }: FinetuneOptions, s: Settled, trainee: Trainee): ParameterGroup[] {
+  const { parameters, outputs } = trainee;
+  const { lr, weightDecay } = s;
+  if (s.full) return decayGroups(parameters, weightDecay);
+  if (loraPlus === undefined) return [{ parameters }];
+  return loraPlusGroups(parameters, outputs, { lr, ratio: loraPlus, weightDecay });
+}
+
+/** What the choice of the best weights depends on. */
+function choiceOf({ evalFile }: FinetuneOptions, every: number) {
+  return { every, data: fileFingerprint(evalFile as string) };
 }
 
 function assemble(
@@ -161,10 +187,12 @@ function assemble(
     model: modelFingerprint(checkpoint),
     data: fileFingerprint(dataFile),
     ...(full ? {} : { lora: loraConfig(made) }),
+    ...(options.loraPlus === undefined ? {} : { loraPlus: options.loraPlus }),
+    ...(options.keepBest ? { keepBest: choiceOf(options, evalEvery) } : {}),
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
     ...task.settings,
   };
-  const { optimizer, finished } = beginOrGoOn(options, s, trainee, settings, made.dry);
+  const { optimizer, finished, best } = beginOrGoOn(options, s, trainee, settings, made.dry);
   const resumedFrom = finished ? steps : optimizer.step;
   const { source, seen } = counted(data.source);
   return {
@@ -172,6 +200,7 @@ function assemble(
     ...trained,
     ...{ out, backend, optimizer, source, measure, settings, steps, warmupSteps },
     ...{ evalEvery, saveEvery, finished, stateDir: stateFolder(out) },
+    ...(best ? { best } : {}),
     // Not a setting that a resumed run must share: it changes no bit.
     gradientCheckpointing: options.gradientCheckpointing ?? false,
     ...(full && resumedFrom > 0 ? { asBase: async () => undefined } : {}),
@@ -182,10 +211,12 @@ function assemble(
       ...{ backend: backend.describe(), ...counts },
       trainableParameters: sizeOf(trainee.parameters.values()),
       totalParameters: trainee.totalParameters,
+      ...(trainee.wideRanks?.length ? { wideRanks: trainee.wideRanks } : {}),
       ...{ steps, resumedFrom, seqLength, batchSize: s.batchSize },
       ...{ accumulation: s.accumulation, lr: s.lr, memory: backend.memory().live },
     }),
     dispose() {
+      best?.dispose();
       optimizer.zeroGrad();
       optimizer.dispose();
       trainee.dispose();

@@ -12,6 +12,7 @@ const SETTINGS: readonly string[] = Object.keys({
   numLabels: true,
   problemType: true,
   lora: true,
+  loraPlus: true,
   full: true,
   lr: true,
   steps: true,
@@ -29,6 +30,7 @@ const SETTINGS: readonly string[] = Object.keys({
   threads: true,
   evalEvery: true,
   saveEvery: true,
+  keepBest: true,
   resume: true,
   overwrite: true,
   signal: true,
@@ -52,12 +54,18 @@ function check(name: string, value: number | undefined, least: number, whole = t
 
 /** Settings that exclude each other, or do nothing without another. */
 function checkTogether(options: FinetuneOptions, evalEvery: number): void {
-  const { epochs, steps, full, lora, evalFile } = options;
+  const { epochs, steps, full, lora, loraPlus, evalFile, keepBest } = options;
   if (epochs !== undefined && steps !== undefined) {
     throw failure('finetune', 'steps or epochs', 'both', 'Leave one of them out');
   }
   if (full && lora !== undefined) {
     throw failure('finetune', 'full or lora', 'both', 'Leave one of them out');
+  }
+  if (full && loraPlus !== undefined) {
+    throw failure('finetune', 'full or loraPlus', 'both', 'Leave one of them out');
+  }
+  if (keepBest && evalEvery === 0) {
+    throw failure('finetune keepBest', 'evaluations to choose by: evalEvery', 'none');
   }
   if (evalEvery > 0 && evalFile === undefined) {
     throw failure('finetune evalEvery', 'an evalFile to evaluate on', 'none');
@@ -93,7 +101,10 @@ export function settle(options: FinetuneOptions) {
   check('saveEvery', s.saveEvery, 0);
   check('threads', options.threads, 1);
   check('numLabels', options.numLabels, 1);
-  const { epochs } = options;
+  const { epochs, loraPlus } = options;
+  if (loraPlus !== undefined && !(loraPlus > 0 && loraPlus < Infinity)) {
+    throw failure('finetune loraPlus', 'more than 0', String(loraPlus));
+  }
   if (epochs !== undefined && !(epochs > 0 && epochs < Infinity)) {
     throw failure('finetune epochs', 'more than 0', String(epochs));
   }

@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import type {
   AnyEvaluation,
+  EvaluationEvent,
   FinetuneEvent,
   FinetuneOptions,
   SavedEvent,
@@ -57,37 +58,65 @@ async function* run(plan: Plan, signal?: AbortSignal): AsyncGenerator<FinetuneEv
   const before = await plan.asBase(() => evaluateAll(plan, signal));
   if (before) yield { type: 'eval', step: 0, ...before };
   const losses: number[] = [];
-  let latest: { step: number; evaluation: AnyEvaluation } | undefined;
+  const measured = new Measured(plan, signal);
+  // The evaluation that was due when a run was stopped takes part in the choice all the same.
+  if (plan.best && due(plan.evalEvery, optimizer.step) && plan.best.record.seen < optimizer.step) {
+    yield* measured.now();
+  }
   let saved = -1;
   for await (const event of training(plan, losses, signal)) {
     yield event;
-    const due = (every: number) => every > 0 && event.step % every === 0;
-    if (due(plan.saveEvery) && event.step < steps) {
+    if (due(plan.evalEvery, event.step)) yield* measured.now();
+    if (due(plan.saveEvery, event.step) && event.step < steps) {
       saved = event.step;
       yield save(plan, {});
-    }
-    if (due(plan.evalEvery)) {
-      const evaluation = await evaluateAll(plan, signal);
-      if (!evaluation) continue;
-      latest = { step: event.step, evaluation };
-      yield { type: 'eval', step: event.step, ...evaluation };
     }
   }
   const stopped = optimizer.step < steps;
   const trainLoss = lossChange(losses);
+  // Before the save, as what is saved may depend on it.
+  if (plan.best && !stopped) yield* measured.now();
   if (saved !== optimizer.step) yield save(plan, { ...(trainLoss ? { trainLoss } : {}) });
-  let after = latest?.step === optimizer.step ? latest.evaluation : undefined;
-  if (!after && !stopped) {
-    after = await evaluateAll(plan, signal);
-    if (after) yield { type: 'eval', step: optimizer.step, ...after };
-  }
+  if (!stopped) yield* measured.now();
+  const best = plan.best?.record.best;
+  const after = best?.evaluation ?? measured.at(optimizer.step);
   const results = {
     ...(trainLoss ? { trainLoss } : {}),
     ...(before ? { before } : {}),
     ...(after ? { after } : {}),
+    ...(best ? { best: { step: best.step, loss: best.evaluation.loss } } : {}),
   };
   if (!stopped) writeRecord(plan.out, { settings: plan.settings, step: steps, steps, results });
   yield { ...end(results), stopped, bytes: plan.savedBytes() };
+}
+
+/** Whether something that happens every so many steps is due after this one. */
+const due = (every: number, step: number) => every > 0 && step > 0 && step % every === 0;
+
+/** The evaluations of a run: one a step at most. */
+class Measured {
+  #latest: { readonly step: number; readonly evaluation: AnyEvaluation } | undefined;
+
+  constructor(
+    private readonly plan: Plan,
+    private readonly signal?: AbortSignal,
+  ) {}
+
+  /** The evaluation after a step, if there was one. */
+  at(step: number): AnyEvaluation | undefined {
+    return this.#latest?.step === step ? this.#latest.evaluation : undefined;
+  }
+
+  /** Measures the weights as they are, unless they were; nothing where the run is stopped. */
+  async *now(): AsyncGenerator<EvaluationEvent> {
+    const { step } = this.plan.optimizer;
+    if (this.at(step)) return;
+    const evaluation = await evaluateAll(this.plan, this.signal);
+    if (!evaluation) return;
+    this.#latest = { step, evaluation };
+    this.plan.best?.consider(step, evaluation);
+    yield { type: 'eval', step, ...evaluation };
+  }
 }
 
 /** The training steps, with speed and time left. Gives up when the loss stays not finite. */
@@ -136,7 +165,9 @@ async function* training(
 /** Saves what a run that is given up has come to, and says so. */
 function keptOf(plan: Plan, moved: boolean): string {
   if (!moved) return 'Nothing was saved, as no step had changed a weight';
-  plan.saveWeights();
+  const best = plan.best?.record.best;
+  saveWeights(plan);
+  if (best) return `The weights of step ${best.step}, the best so far, are in ${plan.out}`;
   return `The weights of the last good step are in ${plan.out}`;
 }
 
@@ -148,17 +179,23 @@ function lossChange(losses: readonly number[]): { first: number; last: number } 
   return { first: mean(losses.slice(0, size)), last: mean(losses.slice(-size)) };
 }
 
+/** Writes the weights that are to be used: the best where those are kept, else the current ones. */
+function saveWeights(plan: Plan): void {
+  if (plan.best) plan.best.during(() => plan.saveWeights());
+  else plan.saveWeights();
+}
+
 /** Writes the weights and the record, and the state to go on from while there are steps left. */
 function save(plan: Plan, results: Readonly<Record<string, unknown>>): SavedEvent {
   const { out, optimizer, steps, settings } = plan;
   const { step } = optimizer;
   // In this order a crash in between leaves a folder that can be gone on with, or a finished one.
   if (step < steps) {
-    saveTrainingState(plan.stateDir, plan.parameters, optimizer, settings);
+    saveTrainingState(plan.stateDir, plan.parameters, optimizer, settings, plan.best);
     writeRecord(out, { settings, step, steps, results });
-    plan.saveWeights();
+    saveWeights(plan);
   } else {
-    plan.saveWeights();
+    saveWeights(plan);
     writeRecord(out, { settings, step, steps, results });
     removeState(out);
   }

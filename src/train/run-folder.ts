@@ -82,6 +82,10 @@ export function inspectOutFolder(
   { resume = false, overwrite = false }: { resume?: boolean; overwrite?: boolean },
 ): FolderStatus {
   const there = existsSync(out) ? readdirSync(out) : [];
+  if (there.length === 0 && resume) {
+    const received = existsSync(out) ? 'an empty folder' : 'nothing';
+    throw failure(`resume ${out}`, 'a run to go on with', received, 'To start one, no --resume');
+  }
   if (there.length === 0) return { kind: 'empty' };
   if (overwrite) return { kind: 'overwritten' };
   const record = recordOf(out);
@@ -105,15 +109,20 @@ export function inspectOutFolder(
     );
   }
   const { step, steps } = record;
-  if (step >= steps) return { kind: 'finished' };
+  const finished = step >= steps;
   if (!resume) {
     throw failure(
       `out ${out}`,
       'a new or empty folder',
-      `a run stopped at step ${step} of ${steps}`,
-      'Go on with --resume, or start anew with --overwrite',
+      finished
+        ? `a run of these settings that has done its ${steps} steps`
+        : `a run stopped at step ${step} of ${steps}`,
+      finished
+        ? 'It is what this run would make. Give another --out, or --overwrite to make it again'
+        : 'Go on with --resume, or start anew with --overwrite',
     );
   }
+  if (finished) return { kind: 'finished' };
   return { kind: 'stopped', step, steps };
 }
 

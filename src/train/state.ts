@@ -7,6 +7,7 @@ import type { Optimizer } from '../optim/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
+import type { BestRecord, BestWeights } from './best.js';
 
 const TENSORS = 'state.safetensors';
 const COUNTS = 'state.json';
@@ -16,22 +17,24 @@ export type RunSettings = Readonly<Record<string, unknown>>;
 
 /**
  * Writes everything a run needs to go on as if it had never stopped: trained parameters, the
- * optimizer's moments and counts, and the settings. The folder appears whole or not at all.
+ * optimizer's moments and counts, the best weights so far where they are kept, and the settings. The folder appears whole or not at all.
  */
 export function saveTrainingState(
   dir: string,
   parameters: ReadonlyMap<string, Tensor>,
   optimizer: Optimizer,
   settings: RunSettings,
+  best?: BestWeights,
 ): void {
   const tensors = new Map<string, Tensor>();
   for (const [name, t] of parameters) tensors.set(`parameter.${name}`, t);
+  for (const [name, t] of best?.copies ?? []) tensors.set(`best.${name}`, t);
   for (const [name, t] of optimizer.state()) tensors.set(`optimizer.${name}`, t);
   const { step, updates } = optimizer;
   mkdirSync(join(dir, '..'), { recursive: true });
   writeDirectoryAtomic(dir, [
     [TENSORS, safetensorsParts(tensors, { format: 'pt' })],
-    [COUNTS, [jsonBytes({ step, updates, settings })]],
+    [COUNTS, [jsonBytes({ step, updates, settings, ...(best ? { best: best.record } : {}) })]],
   ]);
 }
 
@@ -65,6 +68,7 @@ function checkTensors(
   file: SafetensorsFile,
   parameters: ReadonlyMap<string, Tensor>,
   slots: readonly string[],
+  copied: boolean,
 ): void {
   const surplus = new Set(file.tensors.keys());
   const check = (name: string, t: Tensor) => {
@@ -77,6 +81,7 @@ function checkTensors(
   };
   for (const [name, t] of parameters) {
     check(`parameter.${name}`, t);
+    if (copied) check(`best.${name}`, t);
     const state = slots.map((slot) => `optimizer.${name}.${slot}`);
     if (state.some((s) => file.tensors.has(s))) for (const s of state) check(s, t);
   }
@@ -84,6 +89,12 @@ function checkTensors(
     const [name] = surplus;
     throw failure(`resume ${dir}`, `the tensors of ${parameters.size} parameters`, `${name} too`);
   }
+}
+
+function bestRecord(dir: string, saved: unknown): BestRecord {
+  const record = saved as Partial<BestRecord> | null | undefined;
+  if (Number.isSafeInteger(record?.seen)) return record as BestRecord;
+  throw failure(`resume ${dir}`, 'the best evaluation so far', JSON.stringify(saved) ?? 'none');
 }
 
 /**
@@ -95,6 +106,7 @@ export function loadTrainingState(
   parameters: ReadonlyMap<string, Tensor>,
   optimizer: Optimizer,
   settings: RunSettings,
+  best?: BestWeights,
 ): void {
   const saved = readJsonObject(join(dir, COUNTS), 'resume');
   const file = SafetensorsFile.open(join(dir, TENSORS));
@@ -103,8 +115,10 @@ export function loadTrainingState(
     throw failure(`resume ${dir}`, 'whole numbers of steps and updates', `${step}, ${updates}`);
   }
   checkSettings(dir, saved.settings, settings);
-  checkTensors(dir, file, parameters, optimizer.slots);
+  const record = best && bestRecord(dir, saved.best);
+  checkTensors(dir, file, parameters, optimizer.slots, record?.best !== undefined);
   for (const [name, t] of parameters) t.setBytes(file.bytes(`parameter.${name}`));
+  if (record) best.restore(record, (name) => file.bytes(`best.${name}`));
   optimizer.restore(step as number, updates as number, (name) => {
     const key = `optimizer.${name}`;
     return file.tensors.has(key) ? file.bytes(key) : undefined;

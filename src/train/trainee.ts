@@ -1,6 +1,6 @@
 import type { Checkpoint } from '../io/checkpoint.js';
 import { type FullLoraConfig, fullConfig } from '../lora/config.js';
-import { LoraAdapters, namesHead, saveAdapter } from '../lora/index.js';
+import { LoraAdapters, namesHead, saveAdapter, type WideRank, wideRanks } from '../lora/index.js';
 import {
   type ClassifierHead,
   headConfig,
@@ -22,7 +22,11 @@ const ADAPTER = 'trained';
 export interface Trainee {
   readonly model: Model;
   readonly parameters: ReadonlyMap<string, Tensor>;
+  /** Names of the parameters that LoRA+ trains faster: each B. None in full fine-tuning. */
+  readonly outputs: ReadonlySet<string>;
   readonly totalParameters: number;
+  /** Of an adapter: layers whose rank is above their smaller side. */
+  readonly wideRanks?: readonly WideRank[];
   saveWeights(): void;
   /** Files that {@link saveWeights} writes, by a test of their names. */
   readonly weightFiles: RegExp;
@@ -85,6 +89,8 @@ export function loraTrainee(made: TraineeOptions): Trainee {
   return {
     model,
     parameters,
+    outputs: adapters.outputTensors(ADAPTER),
+    wideRanks: wideRanks(adapters, ADAPTER),
     totalParameters: sizeOf(adapters.baseParameters().values()) + sizeOf(parameters.values()),
     weightFiles: /^adapter_/,
     saveWeights() {
@@ -116,6 +122,7 @@ export function fullTrainee({ options, backend, checkpoint, head }: TraineeOptio
   return {
     model,
     parameters,
+    outputs: new Set(),
     totalParameters: sizeOf(parameters.values()),
     weightFiles: /^model.*\.safetensors/,
     saveWeights: () =>
