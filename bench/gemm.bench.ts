@@ -1,7 +1,7 @@
 import { noGrad, scope } from '../src/autograd/index.js';
 import { cast, matmul } from '../src/ops/index.js';
+import type { Compute } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
-import type { Compute } from '../src/tensor/native.js';
 import { uniform } from '../src/tensor/random.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { measure, native, type Result, threadCounts } from './support.js';

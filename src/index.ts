@@ -119,6 +119,7 @@ export {
   type SequenceBatch,
   SequenceClassifier,
 } from './models/classifier.js';
+export { setCompute } from './models/compute.js';
 export {
   beamSearch,
   type Ended,
@@ -225,7 +226,7 @@ export {
   type SGDOptions,
   scheduleFactor,
 } from './optim/index.js';
-export type { Backend, MemoryBooks, Purpose } from './tensor/backend.js';
+export type { Backend, Compute, MemoryBooks, Purpose } from './tensor/backend.js';
 export { type CreateOptions, full, ones, tensor, zeros } from './tensor/create.js';
 export type { DType } from './tensor/dtype.js';
 export { BACKENDS, defaultBackend, getBackend, setDefaultBackend } from './tensor/registry.js';

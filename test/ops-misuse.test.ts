@@ -40,6 +40,8 @@ function soundCalls(): KernelCall[] {
     resetPeak: () => reference.resetPeak(),
     trim: () => reference.trim(),
     setThreads: (count) => reference.setThreads(count),
+    compute: reference.compute,
+    setCompute: (mode) => reference.setCompute(mode),
     run: (kernel, tensors, attrs) => {
       const args = tensors.map((t) => {
         const bytes = new Uint8Array(numel(t.shape) * dtypeBytes(t.dtype));

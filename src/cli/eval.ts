@@ -6,6 +6,7 @@ import type { Prediction } from '../train/predictions.js';
 import { evaluationText } from './evaluation.js';
 import {
   backendOptions,
+  computeOption,
   loadForUse,
   type ModelFlags,
   modelOptions,
@@ -65,7 +66,7 @@ export function evalCommand(): Command {
       'of a classifier: write a JSON line a record with "line", "idx" (where it has one), ' +
         '"label" and "scores" (probabilities in the order of the labels, or values)',
     );
-  return commonOptions(backendOptions(c)).action(runEval);
+  return commonOptions(computeOption(backendOptions(c))).action(runEval);
 }
 
 async function runEval(given: EvalFlags): Promise<void> {

@@ -5,6 +5,7 @@ import type { HubKind } from '../io/hub.js';
 import type { Tokenizer } from '../io/tokenizer.js';
 import type { ClassifierHead } from '../models/head.js';
 import type { TaskModels } from '../models/load.js';
+import { COMPUTES, type Compute } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
 import { BACKEND_NAMES, type CommonOptions, needs, oneOf, threadCount } from './output.js';
 
@@ -14,6 +15,7 @@ export interface ModelFlags extends CommonOptions {
   readonly adapter?: string;
   readonly backend?: string;
   readonly threads?: number;
+  readonly compute?: Compute;
 }
 
 const ADAPTER = 'a PEFT adapter of the model: a directory, or org/name[@revision]';
@@ -30,6 +32,16 @@ export function backendOptions(c: Command): Command {
   return c
     .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
     .option('--threads <n>', 'worker threads; results do not depend on it', threadCount);
+}
+
+/** Adds the option that says how products with bf16 weights are computed. */
+export function computeOption(c: Command): Command {
+  return c.option(
+    '--compute <how>',
+    'products with weights stored in bf16: exact, or bf16, which rounds activations to bf16, too, ' +
+      'for up to twice the speed (default: exact)',
+    oneOf(COMPUTES),
+  );
 }
 
 /** What a model and an adapter may be given as. */
@@ -90,17 +102,23 @@ export async function resolveFlags<F extends Named>(flags: F): Promise<Resolved<
  * @param head what a classifier answers, where that is not what its config.json says
  */
 export async function loadForUse<T extends keyof TaskModels>(
-  { model: dir, adapter, threads, ...flags }: Resolved<ModelFlags>,
+  { model: dir, adapter, threads, compute = 'exact', ...flags }: Resolved<ModelFlags>,
   task: T,
   head?: ClassifierHead,
 ): Promise<{ model: TaskModels[T]; tokenizer: Tokenizer; backend: string }> {
-  const [{ getBackend }, { openModel }, { openTokenizer }, { LoraAdapters, loadAdapter }] =
-    await Promise.all([
-      import('../tensor/registry.js'),
-      import('../models/load.js'),
-      import('../io/tokenizer.js'),
-      import('../lora/index.js'),
-    ]);
+  const [
+    { getBackend },
+    { openModel },
+    { setCompute },
+    { openTokenizer },
+    { LoraAdapters, loadAdapter },
+  ] = await Promise.all([
+    import('../tensor/registry.js'),
+    import('../models/load.js'),
+    import('../models/compute.js'),
+    import('../io/tokenizer.js'),
+    import('../lora/index.js'),
+  ]);
   const backend = getBackend(flags.backend ?? 'auto');
   if (threads !== undefined) backend.setThreads(threads);
   const tokenizer = openTokenizer(dir);
@@ -108,6 +126,7 @@ export async function loadForUse<T extends keyof TaskModels>(
   const model = openModel<T>(dir, { task, backend, head, untied: adapter !== undefined });
   try {
     if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
+    setCompute(model, compute);
   } catch (error) {
     model.dispose();
     throw error;

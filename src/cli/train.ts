@@ -2,7 +2,7 @@ import { type Command, Option } from 'commander';
 import type { DoneEvent, FinetuneEvent, FinetuneOptions, StartEvent } from '../train/finetune.js';
 import { evaluationText } from './evaluation.js';
 import { isLora, LORA, type LoraFlags, loraOptions, loraSettings } from './lora-options.js';
-import { type Resolved, resolveFlags } from './model.js';
+import { computeOption, type Resolved, resolveFlags } from './model.js';
 import {
   BACKEND_NAMES,
   bytesText,
@@ -143,7 +143,7 @@ export function trainCommand(): Command {
     .addOption(
       new Option('--overwrite', 'start anew although --out is not empty').conflicts('resume'),
     );
-  return commonOptions(c).action(runTrain);
+  return commonOptions(computeOption(c)).action(runTrain);
 }
 
 const problemType = oneOf([

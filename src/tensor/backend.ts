@@ -38,6 +38,16 @@ export interface MemoryBooks {
   readonly mapped: number;
 }
 
+/** Names of the arithmetics of products with a factor stored in bf16. */
+export const COMPUTES = ['exact', 'bf16'] as const;
+
+/**
+ * Arithmetic of products with a factor stored in bf16. `exact` widens it and rounds nothing else;
+ * `bf16` rounds the other factor to bf16, too, and sums in f32: twice as fast where the processor
+ * multiplies bf16 (instruction set avx512bf16), no slower elsewhere.
+ */
+export type Compute = (typeof COMPUTES)[number];
+
 /** A buffer of a backend: a positive integer that the backend looks up and checks. */
 export type Handle = number;
 
@@ -81,4 +91,8 @@ export interface Backend {
   trim(): void;
   /** Worker threads of the kernels, 1 or more. Results do not depend on it. */
   setThreads(count: number): void;
+  /** The arithmetic of products with a factor stored in bf16. */
+  readonly compute: Compute;
+  /** Sets it; throws where the backend has no other than `exact`. */
+  setCompute(mode: Compute): void;
 }

@@ -1,18 +1,11 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import type { Backend, Handle, KernelTensor, MemoryBooks, Purpose } from './backend.js';
+import type { Backend, Compute, Handle, KernelTensor, MemoryBooks, Purpose } from './backend.js';
 import { PURPOSES } from './backend.js';
 import { byPurpose } from './books.js';
 import { dtypeCode } from './dtype.js';
 import { failure } from './errors.js';
-
-/**
- * Arithmetic of products with a factor stored in bf16. `exact` widens it and rounds nothing else;
- * `bf16` rounds the other factor to bf16, too, and sums in f32: twice as fast where the processor
- * multiplies bf16 (instruction set avx512bf16), no slower elsewhere.
- */
-export type Compute = 'exact' | 'bf16';
 
 /** What the addon answers about itself. */
 export interface NativeInfo {
@@ -55,17 +48,23 @@ interface Addon {
   fmaPeak(): number;
 }
 
-/** The C++ backend: one call per kernel, through a shared array of plain numbers. */
+/** The addon itself: the CPU's functions, and a way to those of a backend in another library. */
+interface MainAddon extends Addon {
+  open(library: string, device: number): Addon;
+}
+
+/** A native backend: one call per kernel, through a shared array of plain numbers. */
 export class NativeBackend implements Backend {
-  readonly name = 'cpu';
+  readonly name: string;
   readonly kernels: ReadonlySet<string>;
   readonly #addon: Addon;
   readonly #numbers = new Map<string, number>();
   readonly #commands = new Float64Array(4096);
   readonly #purposes = new Map<Purpose, number>(PURPOSES.map((p, i) => [p, i]));
 
-  constructor(addon: Addon) {
+  constructor(addon: Addon, name: string) {
     this.#addon = addon;
+    this.name = name;
     addon.info().kernels.forEach((name, i) => {
       this.#numbers.set(name, i);
     });
@@ -78,8 +77,9 @@ export class NativeBackend implements Backend {
   }
 
   describe(): string {
-    const { isa, threads } = this.info();
-    return `cpu (${isa}, ${threads} thread${threads === 1 ? '' : 's'})`;
+    const { isa, threads, compute } = this.info();
+    const products = compute === 'exact' ? '' : `, products in ${compute}`;
+    return `cpu (${isa}, ${threads} thread${threads === 1 ? '' : 's'}${products})`;
   }
 
   /** Forces an instruction set, for tests and benchmarks; throws if this processor lacks it. */
@@ -87,7 +87,10 @@ export class NativeBackend implements Backend {
     this.#addon.setIsa(name);
   }
 
-  /** Sets the arithmetic of products with a factor stored in bf16; default `exact`. */
+  get compute(): Compute {
+    return this.info().compute;
+  }
+
   setCompute(mode: Compute): void {
     this.#addon.setCompute(mode);
   }
@@ -127,7 +130,7 @@ export class NativeBackend implements Backend {
 
   run(kernel: string, tensors: readonly KernelTensor[], attrs: readonly number[]): void {
     const number = this.#numbers.get(kernel);
-    if (number === undefined) throw failure(kernel, 'a kernel of the cpu backend', 'none');
+    if (number === undefined) throw failure(kernel, `a kernel of the ${this.name} backend`, 'none');
     const c = this.#commands;
     let at = 0;
     c[at++] = tensors.length;
@@ -177,19 +180,24 @@ const AGAIN = 'Build it again: npx lowrank build (in a clone: npm run build)';
  * Loads the native addon.
  * @throws with the reason and the way out when it is missing or cannot be loaded
  */
-export function loadNative(path: string = ADDON): NativeBackend {
+export function loadAddon(path: string = ADDON): MainAddon {
   if (!existsSync(path)) {
     throw failure('backend cpu', 'a built native addon', 'none', 'Run: npx lowrank build');
   }
-  let addon: Addon;
+  let addon: MainAddon;
   try {
-    addon = createRequire(import.meta.url)(path) as Addon;
+    addon = createRequire(import.meta.url)(path) as MainAddon;
   } catch (error) {
     const { message } = error as Error;
     throw failure('backend cpu', 'a native addon that loads here', message, AGAIN);
   }
   const { version } = addon.info();
-  if (version === CONTRACT) return new NativeBackend(addon);
+  if (version === CONTRACT) return addon;
   const received = `one of contract ${version}, from another build`;
   throw failure('backend cpu', `an addon of contract ${CONTRACT}`, received, AGAIN);
+}
+
+/** The CPU's backend; {@link loadAddon} has the errors. */
+export function loadNative(path: string = ADDON): NativeBackend {
+  return new NativeBackend(loadAddon(path), 'cpu');
 }

@@ -1,7 +1,7 @@
 import type { LoraConfig, WideRank } from '../lora/index.js';
 import type { ProblemType } from '../models/classifier.js';
 import type { ScheduleName } from '../optim/index.js';
-import type { Backend, MemoryBooks, Purpose } from '../tensor/backend.js';
+import type { Backend, Compute, MemoryBooks, Purpose } from '../tensor/backend.js';
 import type { ClassifierEvaluation } from './classify.js';
 import type { Evaluation } from './evaluate.js';
 import type { StepEvent } from './trainer.js';
@@ -71,6 +71,11 @@ export interface FinetuneOptions {
   readonly backend?: Backend | string;
   /** Worker threads; results do not depend on it. Default: the backend's. */
   readonly threads?: number;
+  /**
+   * Arithmetic of products with base weights stored in bf16: `bf16` rounds activations, too. It is
+   * an error where it would do nothing. Default: the backend's, which is `exact` at first.
+   */
+  readonly compute?: Compute;
   /** Steps between evaluations; 0 for before and after only. Default 0. */
   readonly evalEvery?: number;
   /** Steps between saves; 0 for the end only. Default 200. */

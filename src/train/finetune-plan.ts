@@ -2,6 +2,7 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint } from '../io/checkpoint.js';
 import { openTokenizer } from '../io/tokenizer.js';
+import { setCompute } from '../models/compute.js';
 import {
   AdamW,
   decayGroups,
@@ -118,10 +119,16 @@ export function prepare(options: FinetuneOptions, how: { readonly dry?: boolean 
   backend.resetPeak();
   const made = { options, backend, checkpoint, head: task.head, seed: s.seed };
   const trainee = s.full ? fullTrainee(made) : loraTrainee(made);
-  try {
-    return assemble(options, s, trainee, task, { ...made, dry: how.dry ?? false });
-  } catch (error) {
+  let restore = () => {};
+  const dispose = () => {
+    restore();
     trainee.dispose();
+  };
+  try {
+    if (options.compute !== undefined) restore = setCompute(trainee.model, options.compute);
+    return assemble(options, s, { ...trainee, dispose }, task, { ...made, dry: how.dry ?? false });
+  } catch (error) {
+    dispose();
     throw error;
   }
 }
@@ -189,6 +196,7 @@ function assemble(
     ...(full ? {} : { lora: loraConfig(made) }),
     ...(options.loraPlus === undefined ? {} : { loraPlus: options.loraPlus }),
     ...(options.keepBest ? { keepBest: choiceOf(options, evalEvery) } : {}),
+    ...(backend.compute === 'exact' ? {} : { compute: backend.compute }),
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
     ...task.settings,
   };

@@ -28,6 +28,7 @@ const SETTINGS: readonly string[] = Object.keys({
   seed: true,
   backend: true,
   threads: true,
+  compute: true,
   evalEvery: true,
   saveEvery: true,
   keepBest: true,

@@ -58,4 +58,6 @@ export class ShapesBackend implements Backend {
   trim(): void {}
 
   setThreads(): void {}
+  readonly compute = 'exact';
+  setCompute(): void {}
 }

@@ -1,6 +1,7 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import {
   type Backend,
+  type Compute,
   type Handle,
   type KernelTensor,
   type MemoryBooks,
@@ -66,6 +67,7 @@ interface Block {
  */
 export class ReferenceBackend implements Backend {
   readonly name = 'reference';
+  readonly compute = 'exact';
   readonly kernels: ReadonlySet<string> = new Set(KERNELS.keys());
   readonly #blocks = new Map<Handle, Block>();
   readonly #books = new Books();
@@ -157,6 +159,12 @@ export class ReferenceBackend implements Backend {
     if (!Number.isSafeInteger(count) || count < 1) {
       throw failure('setThreads', 'a whole number of threads, 1 or more', String(count));
     }
+  }
+
+  /** @throws unless it is `exact`: sums here are doubles, and nothing is rounded on the way */
+  setCompute(mode: Compute): void {
+    if (mode === 'exact') return;
+    throw failure('setCompute', 'exact on the reference backend', mode, 'Use the backend cpu');
   }
 
   #add(block: Block): Handle {
