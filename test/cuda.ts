@@ -1,0 +1,11 @@
+import { buildShim } from '../scripts/cuda-shim.mjs';
+import { loadCuda } from '../src/tensor/cuda.js';
+import type { NativeBackend } from '../src/tensor/native.js';
+
+/**
+ * The CUDA backend on the processor: native/cuda compiled with the shim of test/cuda-shim. Throws
+ * where there is no C++ compiler or no addon.
+ */
+export function cudaShim(): NativeBackend {
+  return loadCuda(0, buildShim());
+}
