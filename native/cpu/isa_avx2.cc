@@ -18,6 +18,7 @@
 #define VEC_SQRT
 #define VEC_FUSED
 #define VEC_HALF
+#define VEC_BRAIN
 #define VEC_STREAM
 
 namespace lowrank {
@@ -42,9 +43,31 @@ inline halves8 narrowHalf(__m256 x) {
   return (halves8)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 }
 
+// bf16 is the upper half of an f32.
+inline __m256 widenBrain(halves8 h) {
+  return (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+}
+inline void widenBrains(const uint16_t* p, __m256* a, __m256* b) {
+  *a = widenBrain((halves8)_mm_loadu_si128((const __m128i*)p));
+  *b = widenBrain((halves8)_mm_loadu_si128((const __m128i*)(p + 8)));
+}
+typedef uint16_t vhh __attribute__((vector_size(32)));
+typedef uint32_t words8 __attribute__((vector_size(32)));
+inline vhh joined(halves8 a, halves8 b) { return (vhh)_mm256_set_m128i((__m128i)b, (__m128i)a); }
+// The upper halves of the lanes of a, then those of b.
+inline vhh upperHalves(words8 a, words8 b) {
+  __m256i packed =
+      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
+  return (vhh)_mm256_permute4x64_epi64(packed, 0xd8);
+}
+typedef int32_t signed8 __attribute__((vector_size(32)));
+inline bool anyAbove(signed8 x, int32_t limit) {
+  return _mm256_movemask_epi8(_mm256_cmpgt_epi32((__m256i)x, _mm256_set1_epi32(limit))) != 0;
+}
+
 // Past the caches, to an address of whole vectors.
 inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
-inline void stream(uint16_t* p, halves8 v) { _mm_stream_si128((__m128i*)p, (__m128i)v); }
+inline void stream(uint16_t* p, vhh v) { _mm256_stream_si256((__m256i*)p, (__m256i)v); }
 }  // namespace
 
 // Order matters: each builds on those before it.

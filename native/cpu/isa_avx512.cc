@@ -34,7 +34,7 @@ inline halves16 narrowHalf(__m512 x) {
 
 // Past the caches, to an address of whole vectors.
 inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
-inline void stream(uint16_t* p, halves16 v) { _mm256_stream_si256((__m256i*)p, (__m256i)v); }
+inline void stream(uint16_t* p, vhh v) { _mm512_stream_si512((__m512i*)p, (__m512i)v); }
 }  // namespace
 
 // Order matters: each builds on those before it.

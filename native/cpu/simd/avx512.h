@@ -5,6 +5,7 @@
 #define VEC_SQRT
 #define VEC_FUSED
 #define VEC_HALF
+#define VEC_BRAIN
 
 namespace {
 constexpr int kWidth = 16;
@@ -21,4 +22,29 @@ inline __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
 
 typedef uint16_t halves16 __attribute__((vector_size(32)));
 inline __m512 widenHalf(halves16 h) { return _mm512_cvtph_ps((__m256i)h); }
+
+// bf16 is the upper half of an f32.
+inline __m512 widenBrain(halves16 h) {
+  return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+}
+inline void widenBrains(const uint16_t* p, __m512* a, __m512* b) {
+  *a = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+  *b = (__m512)_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + 16))), 16);
+}
+typedef uint16_t vhh __attribute__((vector_size(64)));
+typedef uint32_t words16 __attribute__((vector_size(64)));
+inline vhh joined(halves16 a, halves16 b) {
+  return (vhh)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
+}
+// The upper halves of the lanes of a, then those of b.
+inline vhh upperHalves(words16 a, words16 b) {
+  const vhh odd = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                   33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return (vhh)_mm512_permutex2var_epi16((__m512i)a, (__m512i)odd, (__m512i)b);
+}
+typedef int32_t signed16 __attribute__((vector_size(64)));
+inline bool anyAbove(signed16 x, int32_t limit) {
+  return _mm512_cmpgt_epi32_mask((__m512i)x, _mm512_set1_epi32(limit)) != 0;
+}
 }  // namespace

@@ -3,40 +3,24 @@
 
 namespace {
 
-VEC_INLINE vh brainOf(vf x) {
-  vu u = (vu)x;
-  vu nan = (vu)(vi)((u & 0x7fffffffu) > 0x7f800000u);
-  vu near = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
-  return __builtin_convertvector((near & ~nan) | ((u >> 16 | 0x40u) & nan), vh);
-}
-VEC_INLINE vh halfOf(vf x) {
-#ifdef VEC_HALF
-  return narrowHalf(x);
-#else
-  vh v = {};
-  for (int i = 0; i < kWidth; i++) v[i] = narrowHalf1(x[i]);
-  return v;
-#endif
-}
-
 #ifdef VEC_STREAM
 constexpr bool kStreams = true;
 #else
 constexpr bool kStreams = false;
 VEC_INLINE void stream(float* p, vf v) { store(p, v); }
-VEC_INLINE void stream(uint16_t* p, vh v) { *(vh_any*)p = v; }
+VEC_INLINE void stream(uint16_t* p, vhh v) { *(vhh_any*)p = v; }
 #endif
 
-// How put() stores, and the bits of the largest magnitude of each lane; those of a NaN are larger
-// than any number's.
+// How results are stored, and the bits of the largest magnitude of each lane; those of a NaN are
+// larger than any number's.
 struct Put {
   bool past;  // whether past the caches
   vi largest;
 };
 
-VEC_INLINE void look(vf v, Put* how) {
+VEC_INLINE void look(vf v, vi* largest) {
   vi magnitude = (vi)v & 0x7fffffff;
-  how->largest = magnitude > how->largest ? magnitude : how->largest;
+  *largest = magnitude > *largest ? magnitude : *largest;
 }
 
 // The bits of the least f32 that rounds to no finite number.
@@ -44,70 +28,115 @@ constexpr int32_t limitOf(const float*) { return 0x7f800000; }
 constexpr int32_t limitOf(const Half*) { return 0x477ff000; }  // 65520
 constexpr int32_t limitOf(const Brain*) { return 0x7f7f8000; }
 
-// Rounds and stores a vector, or its first n elements.
-VEC_INLINE void put(float* to, vf v, int64_t n, Put* how) {
-  look(v, how);
-  if (n < kWidth) {
-    storePart(to, v, n);
-  } else if (how->past) {
-    stream(to, v);
+VEC_INLINE vh narrowAs(const Half*, vf v) {
+#ifdef VEC_HALF
+  return narrowHalf(v);
+#else
+  vh h = {};
+  for (int i = 0; i < kWidth; i++) h[i] = narrowHalf1(v[i]);
+  return h;
+#endif
+}
+VEC_INLINE vh narrowAs(const Brain*, vf v) { return narrowBrain(v); }
+
+// Two vectors of w.
+VEC_INLINE void loadTwo(const float* p, vf* a, vf* b) {
+  *a = load(p);
+  *b = load(p + kWidth);
+}
+VEC_INLINE void loadTwo(const Half* p, vf* a, vf* b) {
+  *a = loadAs(p);
+  *b = loadAs(p + kWidth);
+}
+VEC_INLINE void loadTwo(const Brain* p, vf* a, vf* b) { widenBrains(&p->bits, a, b); }
+
+// Whether putTwo() without `nan` keeps every NaN.
+template <class Y>
+constexpr bool kKeepsNaN = true;
+template <>
+constexpr bool kKeepsNaN<Brain> = false;
+
+// Rounds and stores two vectors; `nan` says whether there may be a NaN among them.
+VEC_INLINE void putTwo(float* to, vf a, vf b, bool past, bool) {
+  if (past) {
+    stream(to, a);
+    stream(to + kWidth, b);
   } else {
-    store(to, v);
+    store(to, a);
+    store(to + kWidth, b);
   }
 }
-VEC_INLINE void putBits(uint16_t* to, vh v, int64_t n, const Put* how) {
-  if (n < kWidth) {
-    for (int64_t i = 0; i < n; i++) to[i] = v[i];
-  } else if (how->past) {
+VEC_INLINE void putBits(uint16_t* to, vhh v, bool past) {
+  if (past) {
     stream(to, v);
   } else {
-    *(vh_any*)to = v;
+    *(vhh_any*)to = v;
   }
 }
-VEC_INLINE void put(Half* to, vf v, int64_t n, Put* how) {
-  look(v, how);
-  putBits(&to->bits, halfOf(v), n, how);
+VEC_INLINE void putTwo(Half* to, vf a, vf b, bool past, bool) {
+  putBits(&to->bits, joined(narrowAs(to, a), narrowAs(to, b)), past);
 }
-VEC_INLINE void put(Brain* to, vf v, int64_t n, Put* how) {
-  look(v, how);
-  putBits(&to->bits, brainOf(v), n, how);
+VEC_INLINE void putTwo(Brain* to, vf a, vf b, bool past, bool nan) {
+  putBits(&to->bits,
+          nan ? upperHalves(exactBrain(a), exactBrain(b)) : upperHalves(nearBrain(a), nearBrain(b)),
+          past);
 }
 
-// MR rows by NV vectors of y = w + p q, or by one vector's first n < kWidth elements.
-template <int MR, int NV, class W, class Y>
-VEC_INLINE void mergeBlock(const W* w, Y* y, int64_t step, int64_t n, const float* p, int64_t r,
+VEC_INLINE void putPart(float* to, vf v, int64_t n) { storePart(to, v, n); }
+template <class Y>
+VEC_INLINE void putPart(Y* to, vf v, int64_t n) {
+  vh h = narrowAs(to, v);
+  for (int64_t i = 0; i < n; i++) to[i].bits = h[i];
+}
+
+// MR rows by two vectors of y = w + p q.
+template <int MR, class W, class Y>
+VEC_INLINE void mergeBlock(const W* w, Y* y, int64_t step, const float* p, int64_t r,
                            const float* q, int64_t qStep, Put* how) {
-  vf acc[MR][NV];
+  vf acc[MR][2];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
+    acc[i][0] = acc[i][1] = splat(0.0f);
   }
   for (int64_t k = 0; k < r; k++) {
-    vf qv[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) {
-      const float* from = q + k * qStep + j * kWidth;
-      qv[j] = n == kWidth ? load(from) : loadPart(from, n);
-    }
+    vf q0 = load(q + k * qStep), q1 = load(q + k * qStep + kWidth);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) {
       vf pv = splat(p[i * r + k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[i][j] += pv * qv[j];
+      acc[i][0] += pv * q0;
+      acc[i][1] += pv * q1;
     }
   }
-  Put local = *how;
+  vi largest = how->largest;
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) {
-      const W* from = w + i * step + j * kWidth;
-      vf base = n == kWidth ? loadAs(from) : partAs(from, n);
-      put(y + i * step + j * kWidth, base + acc[i][j], n, &local);
-    }
+    vf a, b;
+    loadTwo(w + i * step, &a, &b);
+    acc[i][0] = a + acc[i][0];
+    acc[i][1] = b + acc[i][1];
+    look(acc[i][0], &largest);
+    look(acc[i][1], &largest);
   }
-  how->largest = local.largest;
+  how->largest = largest;
+  if (!kKeepsNaN<Y> && anyAbove(largest, 0x7f800000)) {
+    for (int i = 0; i < MR; i++) putTwo(y + i * step, acc[i][0], acc[i][1], how->past, true);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) putTwo(y + i * step, acc[i][0], acc[i][1], how->past, false);
+}
+
+// MR rows by the first n columns of a vector.
+template <int MR, class W, class Y>
+static void mergePart(const W* w, Y* y, int64_t step, int64_t n, const float* p, int64_t r,
+                      const float* q, int64_t qStep, Put* how) {
+  for (int i = 0; i < MR; i++) {
+    vf acc = splat(0.0f);
+    for (int64_t k = 0; k < r; k++) acc += splat(p[i * r + k]) * loadPart(q + k * qStep, n);
+    vf v = partAs(w + i * step, n) + acc;
+    look(v, &how->largest);
+    putPart(y + i * step, v, n);
+  }
 }
 
 template <int MR, class W, class Y>
@@ -115,11 +144,12 @@ static void mergeLines(const W* w, Y* y, int64_t step, int64_t cols, const float
                        const float* q, int64_t qStep, Put* how) {
   int64_t j = 0;
   for (; j + 2 * kWidth <= cols; j += 2 * kWidth) {
-    mergeBlock<MR, 2>(w + j, y + j, step, kWidth, p, r, q + j, qStep, how);
+    mergeBlock<MR>(w + j, y + j, step, p, r, q + j, qStep, how);
   }
-  for (; j < cols; j += kWidth) {
+  while (j < cols) {
     int64_t n = cols - j < kWidth ? cols - j : kWidth;
-    mergeBlock<MR, 1>(w + j, y + j, step, n, p, r, q + j, qStep, how);
+    mergePart<MR>(w + j, y + j, step, n, p, r, q + j, qStep, how);
+    j += n;
   }
 }
 
@@ -128,8 +158,9 @@ static bool mergeAs(const RankMerge* m, int64_t rows) {
   constexpr int MR = kWidth == 16 ? 8 : 4;
   const W* w = (const W*)m->w;
   Y* y = (Y*)m->y;
-  constexpr uint64_t kVector = kWidth * sizeof(Y);
-  Put how = {kStreams && m->past && (uint64_t)y % kVector == 0 && m->step % kWidth == 0, {}};
+  constexpr int64_t kBytes = kWidth * 4;  // of a store past the caches
+  bool whole = (uint64_t)y % kBytes == 0 && m->step * (int64_t)sizeof(Y) % kBytes == 0;
+  Put how = {kStreams && m->past && whole, {}};
   int64_t i = 0;
   for (; i + MR <= rows; i += MR) {
     mergeLines<MR>(w + i * m->step, y + i * m->step, m->step, m->cols, m->p + i * m->r, m->r, m->q,
@@ -142,10 +173,7 @@ static bool mergeAs(const RankMerge* m, int64_t rows) {
 #ifdef VEC_STREAM
   if (how.past) _mm_sfence();
 #endif
-  for (int j = 0; j < kWidth; j++) {
-    if (how.largest[j] >= limitOf((const Y*)nullptr)) return false;
-  }
-  return true;
+  return !anyAbove(how.largest, limitOf((const Y*)nullptr) - 1);
 }
 
 template <class W>

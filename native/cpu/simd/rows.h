@@ -227,18 +227,28 @@ void rNarrowF16(const float* x, uint16_t* y, int64_t n) {
 }
 #endif
 void rWidenBf16(const uint16_t* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    vf a, b;
+    widenBrains(x + i, &a, &b);
+    store(y + i, a);
+    store(y + i + kWidth, b);
+  }
+  for (; i < n; i++) {
     uint32_t u = (uint32_t)x[i] << 16;
     __builtin_memcpy(y + i, &u, 4);
   }
 }
 // Round to nearest even; a NaN stays one.
 void rNarrowBf16(const float* x, uint16_t* y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t u;
-    __builtin_memcpy(&u, x + i, 4);
-    bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-    y[i] = (uint16_t)(nan ? (u >> 16 | 0x40u) : (u + 0x7fffu + (u >> 16 & 1)) >> 16);
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    *(vhh_any*)(y + i) = upperHalves(exactBrain(load(x + i)), exactBrain(load(x + i + kWidth)));
+  }
+  for (; i < n; i += kWidth) {
+    int64_t rest = n - i < kWidth ? n - i : kWidth;
+    vh h = narrowBrain(rest == kWidth ? load(x + i) : loadPart(x + i, rest));
+    for (int64_t j = 0; j < rest; j++) y[i + j] = h[j];
   }
 }
 

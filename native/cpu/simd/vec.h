@@ -89,7 +89,43 @@ VEC_INLINE uint16_t narrowHalf1(float x) {
 }
 #endif
 
+#ifndef VEC_BRAIN
 VEC_INLINE vf widenBrain(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+VEC_INLINE void widenBrains(const uint16_t* p, vf* a, vf* b) {
+  *a = widenBrain(*(const vh_any*)p);
+  *b = widenBrain(*(const vh_any*)(p + kWidth));
+}
+typedef uint16_t vhh __attribute__((vector_size(kWidth * 4)));
+VEC_INLINE vhh joined(vh a, vh b) {
+  vh two[2] = {a, b};
+  vhh v;
+  __builtin_memcpy(&v, two, sizeof v);
+  return v;
+}
+// The upper halves of the lanes of a, then those of b.
+VEC_INLINE vhh upperHalves(vu a, vu b) {
+  return joined(__builtin_convertvector(a >> 16, vh), __builtin_convertvector(b >> 16, vh));
+}
+VEC_INLINE bool anyAbove(vi x, int32_t limit) {
+  vi above = x > limit;
+  int32_t any = 0;
+  for (int i = 0; i < kWidth; i++) any |= above[i];
+  return any != 0;
+}
+#endif
+typedef vhh vhh_any __attribute__((aligned(2), may_alias));
+
+// Rounds to nearest even in the upper half; of a NaN the result is any.
+VEC_INLINE vu nearBrain(vf x) {
+  vu u = (vu)x;
+  return u + 0x7fffu + (u >> 16 & 1);
+}
+// The same, and a NaN stays one.
+VEC_INLINE vu exactBrain(vf x) {
+  vu nan = (vu)(vi)(x != x);
+  return (nearBrain(x) & ~nan) | (((vu)x | 0x400000u) & nan);
+}
+VEC_INLINE vh narrowBrain(vf x) { return __builtin_convertvector(exactBrain(x) >> 16, vh); }
 
 // exp(x) = 2^n (1 + p) with p = exp(r) - 1, |r| <= ln(2)/2. n is exact for |x| < 2^21.
 // Taylor to r^7: the rest is below 6e-9 relative, a tenth of an ulp.
