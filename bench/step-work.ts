@@ -89,7 +89,7 @@ function randomSource(
   mode: StepSettings['mode'],
   dtype: 'f32' | 'bf16',
 ): ParameterSource {
-  const block = Float32Array.from(normal({ seed: 1, stream: 1 }, 1 << 18), (z) => 0.02 * z);
+  const block = Float32Array.from(normal({ seed: 1, stream: 1 }, 1 << 16), (z) => 0.02 * z);
   const purpose = mode === 'full' ? 'trainable' : 'frozen';
   return (name, shape) => {
     const options = { backend, purpose } as const;
