@@ -7,6 +7,7 @@ import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { SafetensorsFile } from '../src/io/safetensors.js';
 import { type InteropCase, PLANS, type Plan, writeCases } from './interop/cases.js';
+import { writeConvCases } from './interop/conv.js';
 import { checkCases, findPython } from './support/python.js';
 import { loraConfigs } from './support/random-configs.js';
 import { withFolder } from './support/temp.js';
@@ -61,6 +62,22 @@ onPython(
     }
   },
 );
+
+onPython('PEFT computes the same with adapters of convolutions, also of several groups', () => {
+  withFolder((root) => {
+    const cases = writeConvCases(root);
+    const checked = checkCases(python, root, cases, 'conv.py');
+    assert.is(checked.length, cases.length);
+    for (const { name, difference = Number.NaN, error, warnings } of checked) {
+      assert.is(error, undefined, `${name}: ${error}`);
+      assert.ok(difference <= LIMIT, `${name}: ${difference}`);
+      console.log(`${name}: ${difference.toExponential(1)}`);
+      // PEFT cannot merge these, and says so.
+      const others = warnings.filter((w) => !/groups > 1/.test(w));
+      assert.equal(others, [], name);
+    }
+  });
+});
 
 onPython('random settings of every variant compute the same in PEFT', () => {
   const seed = Date.now() % 2 ** 31;

@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, noGrad, scope, setTrainable } from '../src/autograd/index.js';
+import { readAdapter } from '../src/lora/algebra/index.js';
 import { LoraAdapters, type LoraConfig, loadAdapter, saveAdapter } from '../src/lora/index.js';
 import { Conv1d, Conv2d, Module } from '../src/nn/index.js';
 import { conv1d, conv2d, mul, reshape, sum } from '../src/ops/index.js';
@@ -15,7 +16,7 @@ import { numel } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend, reference } from './backends.js';
 import { withFolder } from './support/temp.js';
-import { randomize, relativeDifference, snapshot } from './support/tiny.js';
+import { randomize, relativeDifference, setFloats, snapshot } from './support/tiny.js';
 
 const cases = fc
   .record({
@@ -165,7 +166,11 @@ class Vision extends Module {
   }
 }
 
-function vision(backend: Backend, dtype: 'f32' | 'bf16' = 'f32'): Vision {
+function vision(
+  backend: Backend,
+  dtype: 'f32' | 'bf16' = 'f32',
+  [outer, groups]: readonly [outer: number, groups: number] = [3, 1],
+): Vision {
   const make = (shape: number[], stream: number) =>
     tensor(
       normal({ seed: 5, stream }, numel(shape)).map((z) => 0.4 * z),
@@ -174,8 +179,8 @@ function vision(backend: Backend, dtype: 'f32' | 'bf16' = 'f32'): Vision {
     );
   const walk = { stride: [2, 1], padding: 1, dilation: [1, 2] };
   return new Vision(
-    new Conv2d(make([4, 2, 3, 2], 1), make([4], 2), walk),
-    new Conv1d(make([3, 4, 3], 3), null, { padding: 2 }),
+    new Conv2d(make([4, 2 / groups, 3, 2], 1), make([4], 2), { ...walk, groups }),
+    new Conv1d(make([outer, 4 / groups, 3], 3), null, { padding: 2, groups }),
   );
 }
 
@@ -187,13 +192,25 @@ const CONFIGS: LoraConfig[] = [
   { targetModules: ['first'], rank: 1, init: 'gaussian' },
 ];
 
+/** Of layers of two groups. */
+const GROUPED: LoraConfig[] = [
+  { targetModules: ['first', 'second'], rank: 2, alpha: 3 },
+  { targetModules: ['first'], rank: 6, loraBias: true, bias: 'lora_only', scaling: 'rslora' },
+  { targetModules: ['second'], rank: 4, init: 'gaussian' },
+];
+
+const TRAINED = [
+  ...CONFIGS.map((config) => ({ config, sizes: [3, 1] as const })),
+  ...GROUPED.map((config) => ({ config, sizes: [6, 2] as const })),
+];
+
 onEachBackend(
   test,
   'LoRA on convolutions: starts at the base, trains, merges, saves',
   (backend) => {
     const x = tensor(normal({ seed: 6, stream: 1 }, 80), [2, 2, 5, 4], { backend }).keep();
-    for (const config of CONFIGS) {
-      using model = vision(backend);
+    for (const { config, sizes } of TRAINED) {
+      using model = vision(backend, 'f32', sizes);
       using adapters = new LoraAdapters(model);
       const outputs = () => noGrad(() => scope(() => model.forward(x).toNumbers()));
       const base = outputs();
@@ -282,14 +299,56 @@ test('names and shapes are PEFT’s: A walks as the layer, B has one tap', () =>
     assert.throws(() => adapters.add('b', config, 1).merge(), message);
     if (adapters.names().includes('b')) adapters.remove('b');
   }
-  using grouped = new Vision(
-    new Conv2d(tensor(new Float32Array(4), [4, 1, 1, 1], { backend: reference }), null, {
-      groups: 2,
-    }),
-    new Conv1d(tensor(new Float32Array(12), [3, 4, 1], { backend: reference })),
+});
+
+test('of a grouped convolution A sees all channels and B its own group’s, as in PEFT', () => {
+  // Two channels in two groups, one tap: y₀ = w₀ x₀, y₁ = w₁ x₁.
+  const of = (values: number[], ...shape: number[]) =>
+    tensor(values, shape, { backend: reference });
+  using model = new Vision(
+    new Conv2d(of([10, 20], 2, 1, 1, 1), null, { groups: 2 }),
+    new Conv1d(of([1, 0, 0, 1], 2, 2, 1)),
   );
-  using others = new LoraAdapters(grouped);
-  assert.throws(() => others.add('a', { targetModules: ['first'] }, 1), /one group.*received 2/);
+  using adapters = new LoraAdapters(model);
+  adapters.add('a', { targetModules: ['first'], rank: 2, alpha: 2 }, 1);
+  const [a, b] = [...adapters.tensors('a').values()] as [Tensor, Tensor];
+  assert.equal(
+    [a.shape, b.shape],
+    [
+      [2, 2, 1, 1],
+      [2, 1, 1, 1],
+    ],
+  );
+  setFloats(a, Float32Array.of(1, 2, 3, 4));
+  setFloats(b, Float32Array.of(5, 6));
+  const outputs = () =>
+    noGrad(() => scope(() => model.forward(of([1, -1], 1, 2, 1, 1)).toNumbers()));
+  // h = (1 − 2, 3 − 4); y = (10 + 5 h₀, −20 + 6 h₁).
+  assert.equal(outputs(), [5, -26]);
+  adapters.merge();
+  assert.equal(outputs(), [5, -26]);
+  const merged = model.first as Conv2d;
+  assert.is(merged.groups, 1);
+  // ΔW = (5 · [1, 2]; 6 · [3, 4]) on the diagonal of (10, 20).
+  assert.equal(merged.weight.toNumbers(), [15, 10, 18, 44]);
+  adapters.unmerge();
+  const [base] = adapters.baseParameters().values();
+  assert.equal(base?.toNumbers(), [10, 20]);
+  const merge = () => adapters.mergedSource(['a'])('first.weight', [2, 1, 1, 1]);
+  assert.throws(merge, /convolutions of one group, received first of 2.*fuse\(\)/);
+  const bad: [LoraConfig, RegExp][] = [
+    [{ targetModules: ['first'], rank: 3 }, /multiple of the 2 groups of first, received 3/],
+    [
+      { targetModules: ['first'], rank: 2, variant: 'dora' },
+      /dora\] expected a convolution of one/,
+    ],
+    [{ targetModules: ['first'], rank: 2, init: 'orthogonal' }, /orthogonal\] .*of one group/],
+  ];
+  for (const [config, message] of bad) assert.throws(() => adapters.add('b', config, 1), message);
+  withFolder((dir) => {
+    saveAdapter(adapters, 'a', dir);
+    assert.throws(() => readAdapter(dir), /a convolution of one group, received 2/);
+  });
 });
 
 test.run();

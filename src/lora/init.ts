@@ -1,5 +1,6 @@
 import { failure } from '../tensor/errors.js';
 import { normal, streamOf, uniform } from '../tensor/random.js';
+import { numel } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { oloraFactors, orthogonalStart, pissaFactors } from './algebra/starts.js';
 import type { Site } from './site.js';
@@ -85,7 +86,7 @@ function embeddingStart(request: StartRequest): Start {
 }
 
 function zeroB(request: StartRequest, a: Float32Array): Start {
-  return { a, b: new Float32Array(request.site.outFeatures * request.rank) };
+  return { a, b: new Float32Array(numel(request.site.shapes(request.rank).b)) };
 }
 
 // Kaiming uniform with slope √5, as loralib and PEFT: bound 1/√in.
@@ -116,6 +117,10 @@ function orthogonal(request: StartRequest): Start {
   const { site, rank } = request;
   if (site.kind === 'embedding') {
     throw failure('lora init orthogonal', 'dense layers', `the embedding ${site.path}`);
+  }
+  if (site.groups > 1) {
+    const received = `${site.path} of ${site.groups} groups`;
+    throw failure('lora init orthogonal', 'a convolution of one group', received);
   }
   return orthogonalStart(rank, site.inFeatures, site.outFeatures, random(request, 'A'));
 }

@@ -105,7 +105,7 @@ export function mergedWeight(
       if (!factors) return null;
       const { transposed } = site;
       const { merged, finite } = mergeLowRank(weightMatrix(site), factors, { transposed, dtype });
-      return { merged: reshape(merged, site.weight.shape), finite };
+      return { merged: reshape(merged, site.mergedShape), finite };
     }),
   );
   if (sum) return checkMerged(sum.merged, name, sum.finite);

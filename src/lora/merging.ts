@@ -82,6 +82,17 @@ function touched(host: Host, weights: Weights): Wrapped[] {
   });
 }
 
+/** Throws where a merged weight would not have the shape that a model's constructor asks for. */
+function checkSameShape({ site }: Wrapped['layer']): void {
+  if (site.groups === 1) return;
+  throw failure(
+    'merge',
+    'convolutions of one group',
+    `${site.path} of ${site.groups}, whose channels LoRA joins`,
+    'merge() and fuse() make it one of one group, which only the model in memory can hold',
+  );
+}
+
 /** The parameters of a plain model in which adapters are merged, as `LoraAdapters` documents it. */
 export function mergedSource(host: Host, weights: Weights, dtype?: DType): ParameterSource {
   const layers = new Map(touched(host, weights).map((w) => [w.layer.site.path, w.layer]));
@@ -90,7 +101,10 @@ export function mergedSource(host: Host, weights: Weights, dtype?: DType): Param
     if (!base) throw failure('merge', 'a parameter of the base', `"${name}"`);
     const [path, field] = [name.replace(/\.[^.]*$/, ''), name.replace(/^.*\./, '')];
     const layer = layers.get(path);
-    if (layer && field === 'weight') return mergedWeight(layer, weights, dtype);
+    if (layer && field === 'weight') {
+      checkSameShape(layer);
+      return mergedWeight(layer, weights, dtype);
+    }
     const whole = wholeParameter(host, name, weights);
     if (layer && field === 'bias' && biasChanges(layer, weights.keys()).length > 0) {
       return mergedBias(layer, weights, whole ?? base, dtype ?? base.dtype);

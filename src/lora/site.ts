@@ -1,8 +1,19 @@
 import { Convolution, Embedding, PlainDense } from '../nn/index.js';
-import { conv1d, conv2d, embedding, linear, matmul, reshape, transpose } from '../ops/index.js';
+import {
+  concat,
+  conv1d,
+  conv2d,
+  embedding,
+  linear,
+  matmul,
+  mul,
+  reshape,
+  transpose,
+} from '../ops/index.js';
+import { tensor } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
 import { numel, type Shape } from '../tensor/shape.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { Tensor } from '../tensor/tensor.js';
 
 /**
  * A layer as a LoRA branch sees it: a weight W [out, in], however it is stored, and the two narrow
@@ -19,6 +30,10 @@ export interface Site {
   /** Whether it is stored [in, out]. */
   readonly transposed: boolean;
   readonly bias: Tensor | null;
+  /** Of a convolution: groups of channels that do not see each other; else 1. */
+  readonly groups: number;
+  /** Of the weight with B A in it: the stored one's, of a grouped convolution that of one group. */
+  readonly mergedShape: Shape;
   /** Ends of PEFT's names of A and B. */
   readonly names: { readonly a: string; readonly b: string };
   /** Shapes of A and B at a rank: [r, in] and [out, r], and 1s as PEFT has them. */
@@ -31,7 +46,9 @@ export interface Site {
   up(h: Tensor, b: Tensor, c: Tensor | null): Tensor;
   /** x Wᵀ, without the bias. */
   plain(x: Tensor): Tensor;
-  /** B A as the weight is stored. */
+  /** B as a matrix [out, r], of which ΔW is B A with A as [r, in]. */
+  matrixB(b: Tensor): Tensor;
+  /** B A as the weight is stored, in {@link mergedShape}. */
   product(a: Tensor, b: Tensor): Tensor;
   /** A number for each output [out], shaped to meet the layer's output. */
   onOutput(v: Tensor): Tensor;
@@ -44,6 +61,16 @@ abstract class VectorSite {
   abstract readonly inFeatures: number;
   abstract readonly outFeatures: number;
   abstract readonly transposed: boolean;
+  abstract readonly weight: Tensor;
+  readonly groups: number = 1;
+
+  get mergedShape(): Shape {
+    return this.weight.shape;
+  }
+
+  matrixB(b: Tensor): Tensor {
+    return b;
+  }
 
   shapes(rank: number): { a: Shape; b: Shape } {
     return { a: [rank, this.inFeatures], b: [this.outFeatures, rank] };
@@ -149,7 +176,8 @@ class EmbeddingSite extends VectorSite implements Site {
 
 /**
  * A convolution is a dense layer on the taps of each place: A walks as W does, from the channels to
- * r, and B is a kernel of one tap.
+ * r, and B is a kernel of one tap. Of a grouped one A sees the channels of all groups, and each
+ * group's outputs see r / groups of its hidden channels, as in PEFT: ΔW joins what W keeps apart.
  */
 class ConvSite implements Site {
   readonly kind = 'conv';
@@ -163,12 +191,9 @@ class ConvSite implements Site {
     readonly path: string,
     private readonly layer: Convolution,
   ) {
-    const { groups = 1 } = layer.options;
-    if (groups !== 1) throw failure(`lora, ${path}`, 'a convolution of one group', `${groups}`);
-    const [out, ...rest] = layer.weight.shape as [number, ...number[]];
-    this.outFeatures = out;
-    this.inFeatures = numel(rest);
-    this.#ones = rest.slice(1).map(() => 1);
+    this.outFeatures = layer.weight.shape[0] as number;
+    this.inFeatures = numel(this.mergedShape.slice(1));
+    this.#ones = layer.weight.shape.slice(2).map(() => 1);
   }
 
   get weight(): Tensor {
@@ -179,9 +204,23 @@ class ConvSite implements Site {
     return this.layer.bias;
   }
 
+  get groups(): number {
+    return this.layer.groups;
+  }
+
+  get mergedShape(): Shape {
+    const [out, inner, ...kernel] = this.weight.shape as [number, number, ...number[]];
+    return [out, inner * this.groups, ...kernel];
+  }
+
   shapes(rank: number): { a: Shape; b: Shape } {
-    const kernel = this.weight.shape.slice(1);
-    return { a: [rank, ...kernel], b: [this.outFeatures, rank, ...this.#ones] };
+    const { groups } = this;
+    if (rank % groups !== 0) {
+      const expected = `a multiple of the ${groups} groups of ${this.path}`;
+      throw failure('lora rank', expected, String(rank), 'PEFT has no other either');
+    }
+    const kernel = this.mergedShape.slice(1);
+    return { a: [rank, ...kernel], b: [this.outFeatures, rank / groups, ...this.#ones] };
   }
 
   get magnitudeShape(): Shape {
@@ -189,20 +228,35 @@ class ConvSite implements Site {
   }
 
   down(x: Tensor, a: Tensor): Tensor {
-    return this.layer.convolve(x, a);
+    return this.layer.convolve(x, a, null, 1);
   }
 
   up(h: Tensor, b: Tensor, c: Tensor | null): Tensor {
-    return this.#ones.length === 1 ? conv1d(h, b, c) : conv2d(h, b, c);
+    const { groups } = this;
+    return this.#ones.length === 1 ? conv1d(h, b, c, { groups }) : conv2d(h, b, c, { groups });
   }
 
   plain(x: Tensor): Tensor {
     return this.layer.convolve(x, this.weight);
   }
 
+  matrixB(b: Tensor): Tensor {
+    const { groups, outFeatures: out } = this;
+    const own = reshape(b, [out, -1]);
+    if (groups === 1) return own;
+    // Ones where an output meets the hidden channels of its own group.
+    const [inner, outer] = [own.shape[1] as number, out / groups];
+    const ones = new Float32Array(out * groups * inner);
+    for (let o = 0; o < out; o++) {
+      const at = (o * groups + Math.floor(o / outer)) * inner;
+      ones.fill(1, at, at + inner);
+    }
+    const side = new Array<Tensor>(groups).fill(own);
+    return mul(concat(side, 1), tensor(ones, [out, groups * inner], { backend: b.backend }));
+  }
+
   product(a: Tensor, b: Tensor): Tensor {
-    const flat = matmul(reshape(b, [this.outFeatures, -1]), reshape(a, [-1, this.inFeatures]));
-    return reshape(flat, this.weight.shape);
+    return reshape(matmul(this.matrixB(b), reshape(a, [-1, this.inFeatures])), this.mergedShape);
   }
 
   onOutput(v: Tensor): Tensor {
@@ -214,8 +268,28 @@ class ConvSite implements Site {
   }
 }
 
-/** The stored weight as a matrix: [out, in], or [in, out] where it is `transposed`. */
-export function weightMatrix({ weight, transposed, inFeatures, outFeatures }: Site): Tensor {
+/** A grouped convolution's weight over the channels of all groups, with zeros for the others'. */
+function spread({ weight, groups, inFeatures, outFeatures }: Site): Tensor {
+  const bytes = weight.bytes();
+  const row = bytes.length / outFeatures;
+  const wide = new Uint8Array(bytes.length * groups);
+  for (let o = 0; o < outFeatures; o++) {
+    const group = Math.floor((o * groups) / outFeatures);
+    wide.set(bytes.subarray(o * row, (o + 1) * row), (o * groups + group) * row);
+  }
+  const { backend, dtype } = weight;
+  const out = Tensor.empty(backend, [outFeatures, inFeatures], dtype, 'workspace');
+  out.setBytes(wide);
+  return out;
+}
+
+/**
+ * The weight as a matrix: [out, in], or [in, out] where it is `transposed`. Of a grouped convolution
+ * a new tensor, else the stored numbers.
+ */
+export function weightMatrix(site: Site): Tensor {
+  const { weight, transposed, inFeatures, outFeatures } = site;
+  if (site.groups > 1) return spread(site);
   return reshape(weight, transposed ? [inFeatures, outFeatures] : [outFeatures, inFeatures]);
 }
 

@@ -22,11 +22,28 @@ export abstract class Convolution extends Module {
     throw failure(`convolution of ${dimensions}`, expected, shapeText(weight.shape));
   }
 
-  /** The same walk with another weight. @param x [N, C, ..] → [N, out, ..] */
-  abstract convolve(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor;
+  /** Groups of channels that do not see each other. */
+  get groups(): number {
+    return this.options.groups ?? 1;
+  }
 
-  /** A layer of the same kind with other weights of the same shapes. */
+  /**
+   * The same walk with another weight. @param x [N, C, ..] → [N, out, ..]
+   * @param groups of that weight; default the layer's
+   */
+  abstract convolve(x: Tensor, weight: Tensor, bias?: Tensor | null, groups?: number): Tensor;
+
+  /**
+   * A layer of the same kind with other weights, of the same shapes or over the channels of all
+   * groups: then it has one.
+   */
   abstract withWeights(weight: Tensor, bias: Tensor | null): Convolution;
+
+  /** The layer's walk for a weight of {@link withWeights}. */
+  protected optionsFor(weight: Tensor): ConvOptions {
+    if (weight.shape[1] === this.weight.shape[1]) return this.options;
+    return { ...this.options, groups: 1 };
+  }
 
   forward(x: Tensor): Tensor {
     return this.convolve(x, this.weight, this.bias);
@@ -39,12 +56,12 @@ export class Conv1d extends Convolution {
     super(1, weight, bias, options);
   }
 
-  convolve(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
-    return conv1d(x, weight, bias, this.options);
+  convolve(x: Tensor, weight: Tensor, bias?: Tensor | null, groups = this.groups): Tensor {
+    return conv1d(x, weight, bias, { ...this.options, groups });
   }
 
   withWeights(weight: Tensor, bias: Tensor | null): Conv1d {
-    return new Conv1d(weight, bias, this.options);
+    return new Conv1d(weight, bias, this.optionsFor(weight));
   }
 }
 
@@ -54,11 +71,11 @@ export class Conv2d extends Convolution {
     super(2, weight, bias, options);
   }
 
-  convolve(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
-    return conv2d(x, weight, bias, this.options);
+  convolve(x: Tensor, weight: Tensor, bias?: Tensor | null, groups = this.groups): Tensor {
+    return conv2d(x, weight, bias, { ...this.options, groups });
   }
 
   withWeights(weight: Tensor, bias: Tensor | null): Conv2d {
-    return new Conv2d(weight, bias, this.options);
+    return new Conv2d(weight, bias, this.optionsFor(weight));
   }
 }

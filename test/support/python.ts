@@ -4,11 +4,11 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { InteropCase } from '../interop/cases.js';
+import type { ConvCase } from '../interop/conv.js';
 
 const PEERS = ['torch', 'transformers', 'peft', 'safetensors'];
-const CHECK = fileURLToPath(new URL('../interop/check.py', import.meta.url));
 
-/** What check.py prints of a case. */
+/** What a script prints of a case. */
 export interface Checked {
   readonly name: string;
   readonly difference?: number;
@@ -30,12 +30,21 @@ export function findPython(): { readonly python: string; readonly reason: string
   return { python: '', reason: `${python} ${why}; ${wayOut}` };
 }
 
-/** Has check.py look at cases; one answer for each. @param root a folder for the manifest */
-export function checkCases(python: string, root: string, cases: readonly InteropCase[]): Checked[] {
+/**
+ * Has a script of test/interop look at cases; one answer for each.
+ * @param root a folder for the manifest
+ */
+export function checkCases(
+  python: string,
+  root: string,
+  cases: readonly (InteropCase | ConvCase)[],
+  script: 'check.py' | 'conv.py' = 'check.py',
+): Checked[] {
+  const path = fileURLToPath(new URL(`../interop/${script}`, import.meta.url));
   const manifest = join(root, 'manifest.json');
   writeFileSync(manifest, JSON.stringify(cases));
   const options = { encoding: 'utf8', maxBuffer: 2 ** 26 } as const;
-  const { status, stdout, stderr } = spawnSync(python, [CHECK, manifest], options);
+  const { status, stdout, stderr } = spawnSync(python, [path, manifest], options);
   if (status !== 0) throw new Error(stderr);
   return stdout
     .trim()

@@ -57,6 +57,11 @@ function readModule(
   const [a, b] = [file.entry(pair.a).shape, file.entry(pair.b).shape];
   const { rank, scaling } = settingsOf(config, path);
   const convolution = a.length > 2;
+  const groups = rank / (b[1] as number);
+  if (convolution && a[0] === rank && groups > 1 && Number.isInteger(groups)) {
+    const wayOut = 'An adapter of such a layer can only be used with its model';
+    throw failure(place, 'a convolution of one group', String(groups), wayOut);
+  }
   const fits =
     a.length >= 2 &&
     b.length === a.length &&

@@ -70,8 +70,15 @@ export class DoraBranch extends LoraBranch {
   }
 }
 
+/** PEFT's lengths of a grouped convolution are those of another matrix than the layer's. */
+function checkGroups({ path, groups }: Site): void {
+  if (groups === 1) return;
+  throw failure('lora variant dora', 'a convolution of one group', `${path} of ${groups}`);
+}
+
 function doraShapes(site: Site, config: FullLoraConfig): Map<string, Shape> {
   if (config.loraBias) throw failure('lora loraBias', 'the variant lora', 'dora');
+  checkGroups(site);
   return loraShapes(site, config).set(MAGNITUDE, site.magnitudeShape);
 }
 
@@ -79,6 +86,7 @@ export const dora: Variant = {
   name: 'dora',
   shapes: doraShapes,
   create: (site, config, seed) => {
+    checkGroups(site);
     const { scaling } = settingsOf(config, site.path);
     const held = startTensors(site, config, seed);
     // m begins as the length that the rows have, so that m/n is 1.

@@ -23,11 +23,11 @@ const BIAS = 'lora_B.bias';
 
 /** s·B A of a layer, A [r, in] and B [out, r] as matrices. */
 export function productOf(
-  { inFeatures, outFeatures }: Site,
+  site: Site,
   { a, b }: { readonly a: Tensor; readonly b: Tensor },
   scaling: number,
 ): RowFactors {
-  return { a: reshape(a, [-1, inFeatures]), b: reshape(b, [outFeatures, -1]), scale: scaling };
+  return { a: reshape(a, [-1, site.inFeatures]), b: site.matrixB(b), scale: scaling };
 }
 
 /** LoRA (Hu et al., 2021): ΔW = s·B A, and Δbias = s·c where B has a bias c. */
