@@ -22,6 +22,7 @@ const FLAGS = [
   '-Wall',
   '-Wextra',
   '-Werror',
+  '-Wno-unknown-pragmas', // loops that nvcc is told to unroll
   '-fPIC',
   '-fvisibility=hidden',
   '-ffp-contract=off',
