@@ -2,6 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
+import { SafetensorsFile } from '../src/io/safetensors.js';
 import { combine, plainFromMutated, readAdapter, writeAdapter } from '../src/lora/algebra/index.js';
 import { apart, LAYERS, randomAdapter } from './support/adapters.js';
 import { events, inside } from './support/cli.js';
@@ -171,6 +172,50 @@ test('convert: to mlx-lm and loralib and back; PiSSA to plain', async () => {
     assert.match(refused.stderr, /convert --initial/);
     await run(place('pissa'), '--initial', place('start'), '--to', 'peft', '--out', place('plain'));
     assert.ok(apart(readAdapter(place('plain')), plainFromMutated(pissa, start)) < 1e-12);
+  });
+});
+
+test('convert: loralib’s fused layers and convolutions by option', async () => {
+  await withAdapters(async (dir) => {
+    const place = (n: string) => join(dir, n);
+    const layer = (size: number, more: object) => ({
+      ...{ kind: 'linear' as const, rank: 1, inFeatures: size, outFeatures: 4, scaling: 2 },
+      ...{ a: new Float32Array(size).fill(0.5), b: Float32Array.of(3, 4, 0, 0), ...more },
+    });
+    const modules = new Map([
+      ['c_attn', layer(2, {})],
+      ['conv', layer(18, { convolution: [2, 3, 3] })],
+    ]);
+    const config = { peft_type: 'LORA', r: 1, lora_alpha: 2, target_modules: ['c_attn', 'conv'] };
+    writeAdapter(place('own'), { config, modules, extras: new Map() });
+    const run = async (code: number, ...argv: string[]) => {
+      const ended = await inside('adapters', 'convert', ...argv, '--overwrite');
+      assert.is(ended.code, code, ended.stderr);
+      return ended.stderr;
+    };
+    const file = place('lora.safetensors');
+    await run(0, place('own'), '--to', 'loralib', '--out', file, '--enabled', 'c_attn=q,-');
+    const { tensors } = SafetensorsFile.open(file);
+    assert.equal(tensors.get('c_attn.lora_B')?.shape, [2, 1]);
+    assert.equal(tensors.get('conv.lora_A')?.shape, [3, 6]);
+    await run(0, file, '--to', 'peft', '--out', place('back'));
+    assert.equal(readAdapter(place('back')).modules, modules);
+    const settings = ['--enabled', 'c_attn=q,-', '--kernels', 'conv=3', '--alpha', '2'];
+    await run(0, file, '--to', 'peft', '--out', place('back'), ...settings);
+    assert.equal(readAdapter(place('back')).modules, modules);
+    const to = ['--to', 'loralib', '--out', place('x')];
+    assert.match(await run(1, place('own'), ...to, '--enabled', '-,k'), /part 1 without a change/);
+    assert.match(
+      await run(2, place('own'), ...to, '--enabled', 'q'),
+      /Expected the parts in order/,
+    );
+    assert.match(await run(2, place('own'), ...to, '--kernels', 'conv=3'), /--from loralib only/);
+    const mlx = ['--to', 'mlx', '--out', place('x')];
+    assert.match(await run(2, place('a'), ...mlx, '--enabled', 'q,-'), /or --to loralib only/);
+    assert.match(
+      await run(2, place('own'), ...to, '--enabled', 'q,-', '--enabled', 'a=q,-'),
+      /Expected parts once/,
+    );
   });
 });
 

@@ -1,7 +1,8 @@
 import { existsSync, readdirSync, realpathSync, statSync } from 'node:fs';
-import { Command, Option } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import type { Adapter, Combined, CombineMethod, Layout, SignRule } from '../lora/algebra/index.js';
 import { type NamedAdapter, namedAdapter } from './adapters.js';
+import { fusedParts, pairs } from './lora-options.js';
 import { backendOptions, resolveDir } from './model.js';
 import {
   type CommonOptions,
@@ -49,7 +50,8 @@ interface ConvertFlags extends OutFlags {
   readonly from?: Layout;
   readonly to: Layout;
   readonly alpha?: number;
-  readonly enabled?: boolean[];
+  readonly enabled?: boolean[] | Record<string, boolean[]>;
+  readonly kernels?: Record<string, number>;
   readonly dropOthers?: boolean;
   readonly initial?: string;
 }
@@ -247,21 +249,32 @@ function diffCommand(): Command {
   return commonOptions(c).action(runDiff);
 }
 
+/** `q,-,v` for all fused layers, or `name=q,-,v` given one after the other. */
+function enabledParts(text: string, before?: boolean[] | Record<string, boolean[]>) {
+  if (text.includes('=') && !Array.isArray(before)) return fusedParts(text, before);
+  if (before === undefined) return partNames(text);
+  throw new InvalidArgumentError('Expected parts once, or name=parts with each name once.');
+}
+
 async function runConvert(source: string, flags: ConvertFlags): Promise<void> {
   const algebra = await import('../lora/algebra/index.js');
-  const { from, to, out, initial, alpha, enabled, dropOthers } = flags;
+  const { from, to, out, initial, alpha, enabled, kernels, dropOthers } = flags;
   const path = existsSync(source) ? source : await resolveDir(source, 'adapter');
   const layout = from ?? algebra.layoutOf(path);
-  const only = { '--alpha': alpha, '--enabled': enabled, '--drop-others': dropOthers };
+  const only = { '--alpha': alpha, '--kernels': kernels, '--drop-others': dropOthers };
   for (const [option, value] of Object.entries(only)) {
     if (layout !== 'loralib' && value !== undefined) {
       throw new UsageError(`option ${option} is for --from loralib only`);
     }
   }
+  if (layout !== 'loralib' && to !== 'loralib' && enabled !== undefined) {
+    throw new UsageError('option --enabled is for --from loralib or --to loralib only');
+  }
   checkOut(flags, [path]);
   let adapter: Adapter = algebra.readAnyAdapter(path, layout, {
     ...(alpha === undefined ? {} : { alpha }),
     ...(enabled === undefined ? {} : { enabled }),
+    ...(kernels === undefined ? {} : { kernels }),
     ...(dropOthers === undefined ? {} : { dropOthers }),
   });
   if (initial !== undefined) {
@@ -270,7 +283,7 @@ async function runConvert(source: string, flags: ConvertFlags): Promise<void> {
   }
   if (to === 'peft') algebra.writeAdapter(out, adapter);
   else if (to === 'mlx') algebra.writeMlx(out, adapter);
-  else algebra.writeLoralib(out, adapter);
+  else algebra.writeLoralib(out, adapter, layout === 'loralib' ? undefined : enabled);
   const layers = adapter.modules.size;
   if (flags.json) printJson({ type: 'done', out, from: layout, to, layers });
   else say(`${out}: ${plural(layers, 'layer')}, from ${layout} to ${to}`);
@@ -286,8 +299,11 @@ function convertCommand(): Command {
            lora_parameters
   loralib  one safetensors file of the original library's names
            (….lora_A, ….lora_B), which does not hold lora_alpha: --alpha`,
-      'For loralib’s MergedLinear name the parts of the fused layer, --enabled q,-,v for ' +
-        'enable_lora [True, False, True]; it becomes one layer, of the ranks’ sum.',
+      'loralib’s MergedLinear: name the parts of the fused layers, --enabled q,-,v for ' +
+        'enable_lora [True, False, True], or of some of them, --enabled c_attn=q,-,v. Read, it ' +
+        'becomes one layer, of the ranks’ sum; written, the parts that are off must be unchanged ' +
+        '(those of --enable-lora are known). Its Conv2d: give the kernels, --kernels conv1=3, as ' +
+        'nothing else tells it from a dense layer. What lowrank writes notes all three.',
       'With --initial, an adapter that was trained beside a changed base (PiSSA, OLoRA) becomes a ' +
         'plain one of twice the rank for the unchanged base: s·(B A − B₀ A₀), where --initial is ' +
         'the adapter as it was before training.',
@@ -309,7 +325,16 @@ function convertCommand(): Command {
       'lora_alpha of a loralib file',
       number('a number', () => true),
     )
-    .option('--enabled <parts>', 'parts of loralib’s fused layers, such as q,-,v', partNames)
+    .option(
+      '--enabled <parts>',
+      'parts of loralib’s fused layers, such as q,-,v, or name=q,-,v (may then be repeated)',
+      enabledParts,
+    )
+    .option(
+      '--kernels <name=k,…>',
+      'sizes of the kernels of loralib’s Conv2d layers',
+      pairs(wholeNumber(1)),
+    )
     .option('--drop-others', 'leave out tensors of a loralib file that are no lora_A or lora_B')
     .option('--initial <adapter>', 'the adapter before training, for PiSSA and OLoRA');
   return commonOptions(c).action(runConvert);

@@ -53,7 +53,7 @@ function numbers(text: string): number[] {
 }
 
 /** A parser of `name=value` pairs with commas between them. */
-function pairs(value: (text: string) => number): (text: string) => Record<string, number> {
+export function pairs(value: (text: string) => number): (text: string) => Record<string, number> {
   return (text) => {
     const split = names(text).map((pair): [string, number] => {
       const at = pair.lastIndexOf('=');
@@ -65,7 +65,7 @@ function pairs(value: (text: string) => number): (text: string) => Record<string
 }
 
 /** Parts of fused layers by name, from options that are given one after the other. */
-function fusedParts(
+export function fusedParts(
   text: string,
   before: Readonly<Record<string, boolean[]>> = {},
 ): Record<string, boolean[]> {

@@ -21,7 +21,7 @@ import {
 import { baseFingerprint } from './fingerprint.js';
 import { takesFromWeight } from './init.js';
 import { peftTask } from './making.js';
-import { PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
+import { PARTS, PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
 import { savedRoot } from './saved.js';
 import {
   chooseLayers,
@@ -38,9 +38,6 @@ const WEIGHTS = 'adapter_model.safetensors';
 
 /** Our key of the base's hash, in the metadata of the weights: PEFT warns of keys in the config. */
 const BASE_HASH = 'lowrank_base';
-
-/** Our key of the settings of parts of fused layers, which PEFT's layout spells by patterns. */
-const PARTS = 'lowrank_parts';
 
 /** The settings that {@link writtenConfig} spells otherwise for parts of fused layers. */
 const PART_SETTINGS = ['enableLora', 'rankPattern', 'alphaPattern'] as const;

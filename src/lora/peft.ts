@@ -10,6 +10,9 @@ import {
 /** The prefix of every tensor's name in an adapter file. */
 export const PEFT_PREFIX = 'base_model.model.';
 
+/** Our key, in the metadata, of the settings of parts of fused layers, which PEFT spells by patterns. */
+export const PARTS = 'lowrank_parts';
+
 /** The layout version of PEFT that is written and read. */
 const PEFT_VERSION = '0.21.0';
 

@@ -5,7 +5,8 @@ import { SafetensorsFile, safetensorsParts, type WriteEntry } from '../../io/saf
 import { failure, nearest, shapeText } from '../../tensor/errors.js';
 import { getBackend } from '../../tensor/registry.js';
 import { numel } from '../../tensor/shape.js';
-import { PEFT_PREFIX } from '../peft.js';
+import { endPattern } from '../config.js';
+import { PARTS, PEFT_PREFIX } from '../peft.js';
 import type { Adapter, AdapterModule, ExtraTensor } from './adapter.js';
 import { settingsOf } from './config.js';
 
@@ -125,7 +126,22 @@ export function readAdapter(dir: string): Adapter {
   }
   const modules = new Map<string, AdapterModule>();
   for (const [layer, pair] of pairs) modules.set(layer, readModule(file, layer, pair, config));
-  return { config, modules, extras };
+  const parts = notedParts(file, modules.keys());
+  return { config, modules, extras, ...(parts.size > 0 ? { parts } : {}) };
+}
+
+/** The parts of fused layers that an adapter was trained on, where it says so. */
+function notedParts(file: SafetensorsFile, paths: Iterable<string>) {
+  const text = file.metadata.get(PARTS);
+  const out = new Map<string, readonly boolean[]>();
+  if (text === undefined) return out;
+  const { enableLora = {} } = JSON.parse(text) as { enableLora?: Record<string, boolean[]> };
+  const patterns = Object.entries(enableLora).map(([p, on]) => [endPattern(p), on] as const);
+  for (const path of paths) {
+    const on = patterns.find(([pattern]) => pattern.test(path))?.[1];
+    if (on) out.set(path, on);
+  }
+  return out;
 }
 
 /** The names and shapes under which PEFT keeps a module's A and B. */
