@@ -61,6 +61,7 @@ struct CudaKernel {
 using CudaRegistry = std::vector<CudaKernel>;
 
 void registerElementwise(CudaRegistry& registry);
+void registerMatmul(CudaRegistry& registry);
 
 // Every kernel of this backend; a kernel's number is its place.
 const CudaRegistry& cudaKernels();

@@ -11,8 +11,8 @@
 
 #ifdef __CUDACC__
 
-// SHARED(float, tile, [16][17]): an array of the block's shared memory.
-#define SHARED(type, name, dims) __shared__ type name dims
+// SHARED(float, tile, [16][17]): an array of the block's shared memory, 16-byte aligned.
+#define SHARED(type, name, dims) __shared__ __align__(16) type name dims
 // The launch's dynamic shared memory as an array of `type`.
 #define DYNAMIC_SHARED(type, name)                               \
   extern __shared__ __align__(16) unsigned char lowrankShared[]; \

@@ -20,6 +20,7 @@ const CudaRegistry& cudaKernels() {
   static const CudaRegistry registry = [] {
     CudaRegistry r;
     registerElementwise(r);
+    registerMatmul(r);
     return r;
   }();
   return registry;

@@ -1,0 +1,332 @@
+// Matrix products: matmul with batches and transposes, and linear. A product is cut into tiles of
+// y, and where those are few, along k, too; the parts of a sum are added in order.
+#include <algorithm>
+
+#include "matmul.cuh"
+
+namespace lowrank {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// How a product is cut: `splits` parts of `depth` along k, each part of its own where several.
+struct Cut {
+  float* parts;
+  int splits;
+  int64_t depth;
+  bool vectorA, vectorB, vectorY;
+};
+
+__device__ __forceinline__ float biasAt(const Product& p, int64_t column) {
+  return p.bias ? oneAt(p.bias, p.biasType, column) : 0.0f;
+}
+
+// Where the factors of a batch begin.
+__device__ __forceinline__ void batchAt(const Batches& s, int64_t batch, int64_t& a, int64_t& b) {
+  a = b = 0;
+  for (int d = s.axes - 1; d >= 0; d--) {
+    a += batch % s.dims[d] * s.a[d];
+    b += batch % s.dims[d] * s.b[d];
+    batch /= s.dims[d];
+  }
+}
+
+// Tiles of y [BM, BN], each thread TM × TN of it. Blocks that run together share rows of tiles.
+template <int BM, int BN, int BK, int TM, int TN, int kPerSm>
+__global__ void __launch_bounds__(kThreads, kPerSm) tileKernel(Product p, Cut cut) {
+  constexpr int kAcross = BN / TN, VM = TM < 4 ? TM : 4, VN = TN < 4 ? TN : 4;
+  constexpr int kRowApart = BM * VM / TM, kColApart = BN * VN / TN, kGroup = 8;
+  static_assert(kAcross * (BM / TM) == kThreads, "a thread for each part");
+  SHARED(float, as, [2][BK][BM + 4]);
+  SHARED(float, bs, [2][BK][BN + 4]);
+
+  int64_t down = (p.m + BM - 1) / BM, across = (p.n + BN - 1) / BN;
+  int64_t tile = blockIdx.x % (down * across), rest = blockIdx.x / (down * across);
+  int64_t batch = rest % p.batches.count, split = rest / p.batches.count;
+  int64_t group = tile / (kGroup * across), height = down - group * kGroup;
+  if (height > kGroup) height = kGroup;
+  int64_t m0 = (group * kGroup + tile % (kGroup * across) % height) * BM;
+  int64_t n0 = tile % (kGroup * across) / height * BN;
+  int64_t k0 = split * cut.depth, end = k0 + cut.depth < p.k ? k0 + cut.depth : p.k;
+
+  Panel a = {p.a.data, p.a.dtype, p.a.row, p.a.col, 0, p.m, p.k, cut.vectorA};
+  Panel b = {p.b.data, p.b.dtype, p.b.col, p.b.row, 0, p.n, p.k, cut.vectorB};
+  batchAt(p.batches, batch, a.from, b.from);
+  Carrier<BM, BK, kThreads> aNext;
+  Carrier<BN, BK, kThreads> bNext;
+  float sum[TM][TN] = {};
+  int tx = static_cast<int>(threadIdx.x) % kAcross, ty = static_cast<int>(threadIdx.x) / kAcross;
+
+  aNext.load(a, m0, k0, end);
+  bNext.load(b, n0, k0, end);
+  aNext.store(a, &as[0][0][0]);
+  bNext.store(b, &bs[0][0][0]);
+  __syncthreads();
+  int now = 0;
+  for (int64_t k = k0; k < end; k += BK, now ^= 1) {
+    bool more = k + BK < end;
+    if (more) {
+      aNext.load(a, m0, k + BK, end);
+      bNext.load(b, n0, k + BK, end);
+    }
+#pragma unroll
+    for (int i = 0; i < BK; i++) {
+      float left[TM], right[TN];
+      fragment<TM, VM>(&as[now][i][ty * VM], kRowApart, left);
+      fragment<TN, VN>(&bs[now][i][tx * VN], kColApart, right);
+#pragma unroll
+      for (int r = 0; r < TM; r++) {
+#pragma unroll
+        for (int c = 0; c < TN; c++) sum[r][c] = fmaf(left[r], right[c], sum[r][c]);
+      }
+    }
+    if (more) {
+      aNext.store(a, &as[now ^ 1][0][0]);
+      bNext.store(b, &bs[now ^ 1][0][0]);
+    }
+    __syncthreads();
+  }
+
+  bool whole = cut.splits == 1;
+  float* y = (whole ? p.y : cut.parts + split * p.batches.count * p.m * p.n) + batch * p.m * p.n;
+#pragma unroll
+  for (int r = 0; r < TM; r++) {
+    int64_t row = m0 + r / VM * kRowApart + ty * VM + r % VM;
+    if (row >= p.m) continue;
+#pragma unroll
+    for (int j = 0; j < TN / VN; j++) {
+      int64_t column = n0 + j * kColApart + tx * VN;
+      float value[VN];
+#pragma unroll
+      for (int c = 0; c < VN; c++) {
+        value[c] = sum[r][j * VN + c];
+        if (!whole || column + c >= p.n) continue;
+        value[c] = p.alpha * value[c] + biasAt(p, column + c);
+        if (p.accumulate) value[c] += y[row * p.n + column + c];
+      }
+      float* at = y + row * p.n + column;
+      if (VN == 4 && cut.vectorY && column + 3 < p.n) {
+        *reinterpret_cast<float4*>(at) =
+            make_float4(value[0], value[1], value[2 % VN], value[3 % VN]);
+        continue;
+      }
+#pragma unroll
+      for (int c = 0; c < VN; c++) {
+        if (column + c < p.n) at[c] = value[c];
+      }
+    }
+  }
+}
+
+// The parts of a sum, in order.
+__global__ void __launch_bounds__(kThreads) addPartsKernel(Product p, Cut cut) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  int64_t count = p.batches.count * p.m * p.n;
+  if (i >= count) return;
+  float sum = cut.parts[i];
+  for (int s = 1; s < cut.splits; s++) sum += cut.parts[s * count + i];
+  float value = p.alpha * sum + biasAt(p, i % p.n);
+  p.y[i] = p.accumulate ? p.y[i] + value : value;
+}
+
+// Few rows against a weight read along k: a warp for each column of y reads it once.
+template <int M>
+__global__ void __launch_bounds__(kThreads) fewRowsKernel(Product p, Cut cut) {
+  int64_t column = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (column >= p.n) return;
+  int lane = threadIdx.x % kWarp;
+  float sum[M] = {};
+#pragma unroll 4
+  for (int64_t k = lane * 4; k < p.k; k += 4 * kWarp) {
+    float4 w = fourAt(p.b.data, p.b.dtype, column * p.b.col + k, p.k - k, cut.vectorB);
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+      if (i >= p.m) continue;
+      float4 x = fourAt(p.a.data, p.a.dtype, i * p.a.row + k, p.k - k, cut.vectorA);
+      sum[i] = fmaf(x.x, w.x, sum[i]);
+      sum[i] = fmaf(x.y, w.y, sum[i]);
+      sum[i] = fmaf(x.z, w.z, sum[i]);
+      sum[i] = fmaf(x.w, w.w, sum[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < M; i++) {
+    float total = warpSum(sum[i]);
+    if (lane != 0 || i >= p.m) continue;
+    float* at = p.y + i * p.n + column;
+    float value = p.alpha * total + biasAt(p, column);
+    *at = p.accumulate ? *at + value : value;
+  }
+}
+
+// y = bias, or untouched where it accumulates: what a product over no terms is.
+__global__ void __launch_bounds__(kThreads) noTermsKernel(Product p) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < p.batches.count * p.m * p.n) p.y[i] = biasAt(p, i % p.n);
+}
+
+// Whether four neighbours of a factor may be read at once wherever a tile begins.
+bool vectors(const Factor& f, const Batches& s, const int64_t* steps) {
+  int64_t away = f.col == 1 ? f.row : f.col;
+  bool fits = reinterpret_cast<uintptr_t>(f.data) % (4 * dtypeSize(f.dtype)) == 0 && away % 4 == 0;
+  for (int d = 0; d < s.axes; d++) fits = fits && steps[d] % 4 == 0;
+  return fits;
+}
+
+constexpr int64_t kLeastDepth = 256;  // terms of a sum that are worth a part of their own
+constexpr int64_t kMostSplits = 64;
+
+template <int BM, int BN, int BK, int TM, int TN, int kPerSm>
+void tiles(const CudaArgs& args, const Product& p, Cut cut) {
+  int64_t count = (p.m + BM - 1) / BM * ((p.n + BN - 1) / BN) * p.batches.count;
+  int64_t wanted = (2 * args.device.multiprocessors + count - 1) / count;
+  int64_t splits = std::min({wanted, p.k / kLeastDepth, kMostSplits});
+  cut.depth = p.k;
+  if (splits > 1) cut.depth = (p.k + splits * BK - 1) / (splits * BK) * BK;
+  cut.splits = static_cast<int>((p.k + cut.depth - 1) / cut.depth);
+  int64_t all = p.batches.count * p.m * p.n;
+  uint64_t bytes = static_cast<uint64_t>(cut.splits * all) * sizeof(float);
+  Workspace held = cut.splits > 1 ? Workspace(args.device.memory, bytes) : Workspace();
+  if (cut.splits > 1) {
+    cut.parts = held.as<float>();
+    cut.vectorY = p.n % 4 == 0;
+  }
+  launch(args, tileKernel<BM, BN, BK, TM, TN, kPerSm>, dim3(blocksFor(count * cut.splits, 1)),
+         dim3(kThreads), 0, p, cut);
+  if (cut.splits == 1) return;
+  launch(args, addPartsKernel, dim3(blocksFor(all, kThreads)), dim3(kThreads), 0, p, cut);
+}
+
+void fewRows(const CudaArgs& args, const Product& p, const Cut& cut) {
+  dim3 grid(blocksFor(p.n, kThreads / kWarp));
+  if (p.m == 1) {
+    launch(args, fewRowsKernel<1>, grid, dim3(kThreads), 0, p, cut);
+  } else if (p.m <= 4) {
+    launch(args, fewRowsKernel<4>, grid, dim3(kThreads), 0, p, cut);
+  } else {
+    launch(args, fewRowsKernel<8>, grid, dim3(kThreads), 0, p, cut);
+  }
+}
+
+// How far each batch axis of y moves in an input whose batch axes broadcast.
+void batchSteps(const CudaArgs& args, size_t i, int64_t* steps) {
+  const View &x = args[i], &y = args[2];
+  int64_t step = x.dims[x.rank - 1] * x.dims[x.rank - 2];
+  int axes = y.rank - 2, own = x.rank - 2;
+  EXPECT(args, own <= axes,
+         "tensor " + std::to_string(i) + " with at most the axes of " + y.describe(), x.describe());
+  for (int d = axes - 1, s = own - 1; d >= 0; d--, s--) {
+    int64_t size = s >= 0 ? x.dims[s] : 1;
+    EXPECT(args, size == 1 || size == y.dims[d], "batch axes that broadcast to " + y.describe(),
+           x.describe());
+    steps[d] = size == 1 ? 0 : step;
+    step *= size;
+  }
+}
+
+void product(const CudaArgs& args, const Product& p) {
+  int64_t all = p.batches.count * p.m * p.n;
+  if (all == 0) return;
+  if (p.k > 0) return tiledProduct(args, p);
+  if (p.accumulate) return;
+  launch(args, noTermsKernel, dim3(blocksFor(all, kThreads)), dim3(kThreads), 0, p);
+}
+
+void matmul(const CudaArgs& args) {
+  args.counts(3, 4);
+  const View &a = args[0], &b = args[1], &y = args.out(2);
+  bool ta = args.integer(0, 0, 1) != 0, tb = args.integer(1, 0, 1) != 0;
+  EXPECT(args, isFloat(a.dtype) && isFloat(b.dtype), "factors of f32, f16 or bf16",
+         a.describe() + " and " + b.describe());
+  EXPECT(args, a.rank >= 2 && b.rank >= 2 && y.rank >= 2, "matrices",
+         a.describe() + ", " + b.describe() + " and " + y.describe());
+  int64_t m = a.dim(ta ? -1 : -2), k = a.dim(ta ? -2 : -1), n = b.dim(tb ? -2 : -1);
+  EXPECT(args, b.dim(tb ? -1 : -2) == k,
+         "[.., " + std::to_string(k) + "] to meet [" + std::to_string(k) + ", ..]",
+         a.describe() + " and " + b.describe());
+  EXPECT(args, y.dim(-2) == m && y.dim(-1) == n,
+         "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]", y.describe());
+  Product p = {};
+  p.m = m;
+  p.n = n;
+  p.k = k;
+  p.a = {a.data, a.dtype, ta ? 1 : k, ta ? m : 1};
+  p.b = {b.data, b.dtype, tb ? 1 : n, tb ? k : 1};
+  p.y = y.as<float>();
+  p.alpha = static_cast<float>(args.attrs[2]);
+  p.accumulate = args.integer(3, 0, 1) != 0;
+  p.batches.axes = y.rank - 2;
+  p.batches.count = y.product(0, y.rank - 2);
+  for (int d = 0; d < y.rank - 2; d++) p.batches.dims[d] = y.dims[d];
+  batchSteps(args, 0, p.batches.a);
+  batchSteps(args, 1, p.batches.b);
+  bool whole = a.rank == y.rank && a.product(0, a.rank - 2) == p.batches.count;
+  if (!ta && whole && b.product(0, b.rank - 2) == 1) {
+    p.m *= p.batches.count;  // one tall product
+    p.batches = {};
+    p.batches.count = 1;
+  }
+  product(args, p);
+}
+
+void linear(const CudaArgs& args) {
+  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
+  args.counts(args.count, args.attrCount ? 1 : 0);
+  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
+  const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
+  EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
+         x.describe() + " and " + w.describe());
+  EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
+         x.describe() + ", " + w.describe() + " and " + y.describe());
+  int64_t k = x.last(), n = w.dims[turned ? 1 : 0], m = x.rows();
+  EXPECT(args, w.dims[turned ? 0 : 1] == k,
+         turned ? "a weight of [" + std::to_string(k) + ", O]"
+                : "a weight of [O, " + std::to_string(k) + "]",
+         w.describe());
+  EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]",
+         y.describe());
+  Product p = {};
+  if (biased) {
+    args.shaped(2, {n});
+    EXPECT(args, isFloat(args[2].dtype), "tensor 2 of f32, f16 or bf16", args[2].describe());
+    p.bias = args[2].data;
+    p.biasType = args[2].dtype;
+  }
+  p.m = m;
+  p.n = n;
+  p.k = k;
+  p.a = {x.data, x.dtype, k, 1};
+  p.b = {w.data, w.dtype, turned ? n : 1, turned ? 1 : k};
+  p.y = y.as<float>();
+  p.alpha = 1;
+  p.batches.count = 1;
+  product(args, p);
+}
+
+}  // namespace
+
+void tiledProduct(const CudaArgs& args, const Product& p) {
+  Cut cut = {};
+  cut.splits = 1;
+  cut.vectorA = vectors(p.a, p.batches, p.batches.a);
+  cut.vectorB = vectors(p.b, p.batches, p.batches.b);
+  cut.vectorY = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+  if (p.m <= 8 && p.batches.count == 1 && p.a.col == 1 && p.b.row == 1 && p.n >= 8) {
+    return fewRows(args, p, cut);
+  }
+  if (p.n <= 16) return tiles<128, 16, 32, 4, 2, 2>(args, p, cut);
+  if (p.m <= 16) return tiles<16, 128, 32, 2, 4, 2>(args, p, cut);
+  int64_t large = (p.m + 127) / 128 * ((p.n + 127) / 128) * p.batches.count;
+  if (large >= args.device.multiprocessors && p.m > 64 && p.n > 64) {
+    return tiles<128, 128, 16, 8, 8, 2>(args, p, cut);
+  }
+  tiles<64, 64, 16, 4, 4, 2>(args, p, cut);
+}
+
+void registerMatmul(CudaRegistry& r) {
+  r.push_back({"matmul", matmul});
+  r.push_back({"linear", linear});
+}
+
+}  // namespace lowrank

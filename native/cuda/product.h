@@ -1,0 +1,37 @@
+// A matrix product as the launchers hand it to a way of computing it.
+#pragma once
+
+#include "context.h"
+
+namespace lowrank {
+
+// A matrix in memory: element (i, j) lies at i·row + j·col, and one of the two is 1.
+struct Factor {
+  const void* data;
+  DType dtype;
+  int64_t row, col;
+};
+
+// Batches of y in order of its leading axes, and how far each axis moves in a factor, in elements.
+struct Batches {
+  int axes;
+  int64_t count;
+  int64_t dims[kMaxRank], a[kMaxRank], b[kMaxRank];
+};
+
+// y [m,n] = alpha · a [m,k] b [k,n] (+ bias [n]) (+ y), for each batch.
+struct Product {
+  int64_t m, n, k;
+  Factor a, b;
+  float* y;
+  const void* bias;
+  DType biasType;
+  float alpha;
+  bool accumulate;
+  Batches batches;
+};
+
+// Any product, on the processor's f32 units: the fallback, and the oracle of the others.
+void tiledProduct(const CudaArgs& args, const Product& p);
+
+}  // namespace lowrank
