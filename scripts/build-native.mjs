@@ -6,6 +6,9 @@
  *
  *   --backend cmake|gyp|none   use this builder instead of picking one
  *   --sanitize                 with AddressSanitizer and UBSan, into build-asan/Release (cmake only)
+ *   --cuda auto|on|off         also the CUDA library: where nvcc is there (auto, the default; its
+ *                              failure is told and leaves the addon as it is), in any case, or not
+ *   --cuda-arch 90             for these compute capabilities (80,90 or all), else for the GPU found
  *   --force                    build although nothing changed
  *   --verbose                  show everything the builder prints
  */
@@ -28,7 +31,13 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { withLock } from './lib/lock.mjs';
-import { chooseBuilder, findNodeHeaders, findTools, missingFor } from './lib/toolchain.mjs';
+import {
+  chooseBuilder,
+  findNodeHeaders,
+  findNvcc,
+  findTools,
+  missingFor,
+} from './lib/toolchain.mjs';
 
 /** @typedef {import('./lib/toolchain.mjs').Tools} Tools */
 /** @typedef {import('./lib/toolchain.mjs').Choice} Choice */
@@ -40,10 +49,12 @@ const WAY_OUT =
 
 /** @param {string} root @returns {string[]} the files the addon is made of, sorted */
 export function nativeSources(root) {
+  const cuda = join(root, 'native/cuda');
   const native = existsSync(join(root, 'native'))
     ? readdirSync(join(root, 'native'), { recursive: true, withFileTypes: true })
         .filter((entry) => entry.isFile())
         .map((entry) => join(entry.parentPath ?? entry.path, entry.name))
+        .filter((path) => dirname(path) !== cuda)
     : [];
   const files = ['CMakeLists.txt', 'binding.gyp'].map((name) => join(root, name));
   return [...native, ...files.filter(existsSync)].sort();
@@ -211,6 +222,30 @@ function decide(tools, asked) {
 }
 
 /**
+ * The CUDA library beside an addon that is there, by build-cuda.mjs.
+ * @param {string} mode @param {readonly string[]} args
+ * @returns {number} the exit status: not 0 only where it was asked for by `on`
+ */
+function buildCudaToo(mode, args) {
+  const script = join(ROOT, 'scripts/build-cuda.mjs');
+  if (mode === 'off' || !existsSync(join(ROOT, 'native/cuda'))) return 0;
+  if (mode === 'auto' && (!existsSync(script) || !findNvcc())) return 0;
+  const { status } = spawnSync(process.execPath, [script, ...args], { stdio: 'inherit' });
+  if (status === 0) return 0;
+  console.error(
+    '[build] the CUDA library was not built, for the reason above; the addon is not touched, and ' +
+      'the cpu backend works. Leave CUDA out with --cuda off',
+  );
+  return mode === 'on' ? 1 : 0;
+}
+
+/** @param {string} [asked] */
+function cudaMode(asked = 'auto') {
+  if (asked === 'auto' || asked === 'on' || asked === 'off') return asked;
+  throw new Error(`[--cuda] expected auto, on or off, received ${asked}`);
+}
+
+/**
  * Builds what is asked for on the command line.
  * @param {readonly string[]} argv
  * @returns {number} the exit status: not 0 only where a build was tried and failed
@@ -223,9 +258,13 @@ export function buildNative(argv) {
       sanitize: { type: 'boolean', default: false },
       force: { type: 'boolean', default: false },
       verbose: { type: 'boolean', default: false },
+      cuda: { type: 'string' },
+      'cuda-arch': { type: 'string' },
     },
   });
-  const { sanitize, verbose } = values;
+  const { sanitize, verbose, force } = values;
+  const cuda = cudaMode(values.cuda);
+  const { 'cuda-arch': arch } = values;
   const tools = findTools();
   const choice = decide(tools, values.backend ?? (sanitize ? 'cmake' : undefined));
   if (sanitize && choice.builder !== 'cmake') {
@@ -233,24 +272,31 @@ export function buildNative(argv) {
   }
   const out = join(ROOT, sanitize ? 'build-asan' : 'build');
   const addon = join(out, 'Release', ADDON);
-  const { CXX, CC, CXXFLAGS, LDFLAGS, CUDACXX } = process.env;
+  const { CXX, CC, CXXFLAGS, LDFLAGS } = process.env;
+  const { nvcc: _, ...compilers } = tools;
   const { sources, key } = buildKeys(ROOT, [
     choice.builder,
     sanitize,
-    tools,
-    { CXX, CC, CXXFLAGS, LDFLAGS, CUDACXX },
+    compilers,
+    { CXX, CC, CXXFLAGS, LDFLAGS },
     process.arch,
   ]);
-  return withLock(join(ROOT, sanitize ? '.build-asan.lock' : '.build.lock'), () => {
+  const status = withLock(join(ROOT, sanitize ? '.build-asan.lock' : '.build.lock'), () => {
     if (choice.builder === 'none') return withoutAddon(out, addon, choice, sources);
     const state = readState(join(out, 'lowrank.json'));
     const fresh = existsSync(addon) && state.key === key && state.addon === stamp(addon);
-    if (fresh && !values.force) {
+    if (fresh && !force) {
       console.log(`[build] ${out.slice(ROOT.length + 1)}/Release/${ADDON} is up to date`);
       return 0;
     }
     return compile({ out, addon, choice, tools, sanitize, verbose, sources, key });
   });
+  if (status !== 0 || sanitize || !existsSync(addon)) return status;
+  return buildCudaToo(cuda, [
+    ...(arch === undefined ? [] : ['--arch', arch]),
+    ...(force ? ['--force'] : []),
+    ...(verbose ? ['--verbose'] : []),
+  ]);
 }
 
 /**
@@ -260,7 +306,7 @@ export function buildNative(argv) {
 function compile({ out, addon, choice, tools, sanitize, verbose, sources, key }) {
   const name = choice.builder === 'cmake' ? 'cmake-js' : 'node-gyp';
   console.log(`[build] building the native addon with ${name}: ${choice.why}`);
-  console.log(`[build] compiler: ${tools.cxx?.version}${tools.nvcc ? '; nvcc was found' : ''}`);
+  console.log(`[build] compiler: ${tools.cxx?.version}`);
   rmSync(join(out, 'lowrank.json'), { force: true });
   const start = performance.now();
   const result =

@@ -10,11 +10,11 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync 
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { cudaSources } from './build-cuda.mjs';
 import { withLock } from './lib/lock.mjs';
 import { ROOT } from './lib/steps.mjs';
 import { findTool } from './lib/toolchain.mjs';
 
-const COMMON = ['call', 'mapped_file', 'memory'].map((name) => `native/common/${name}.cc`);
 const FLAGS = [
   '-std=c++17',
   '-O1',
@@ -71,9 +71,8 @@ async function compile(sanitize) {
   if (cxx === undefined) throw new Error('[cuda-shim] expected a C++ compiler, found none');
   const out = folderOf(sanitize);
   const flags = sanitize ? [...FLAGS, ...SANITIZERS] : FLAGS;
-  const sources = [...filesIn('native/cuda'), ...COMMON, ...filesIn('test/cuda-shim')].filter((f) =>
-    /\.(cu|cc)$/.test(f),
-  );
+  const own = filesIn('test/cuda-shim').filter((path) => path.endsWith('.cc'));
+  const sources = [...cudaSources(), ...own];
   const object = (/** @type {string} */ path) => join(out, `${path.replaceAll('/', '-')}.o`);
   const stale = sources.filter((path) => {
     const list = `${object(path)}.d`;

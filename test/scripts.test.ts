@@ -103,6 +103,8 @@ test('the build key follows the sources and the settings', () => {
   put(root, 'native/a.cc', 'int b;');
   assert.is.not(buildKeys(root, ['cmake']).key, first.key);
   put(root, 'native/a.cc', 'int a;');
+  put(root, 'native/cuda/kernels.cu', '');
+  assert.equal(buildKeys(root, ['cmake']), first, 'the CUDA library has a key of its own');
   put(root, 'native/cpu/new.cc', '');
   assert.is.not(buildKeys(root, ['cmake']).sources, first.sources);
 });

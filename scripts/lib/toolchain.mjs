@@ -35,6 +35,15 @@ export function findTool(names, question = '--version') {
   return undefined;
 }
 
+/**
+ * CUDA's compiler: the one that CUDACXX names, on PATH, or where CUDA's packages put it.
+ * @returns {Tool | undefined}
+ */
+export function findNvcc() {
+  const wanted = process.env.CUDACXX;
+  return findTool(wanted ? [wanted] : ['nvcc', '/usr/local/cuda/bin/nvcc', '/opt/cuda/bin/nvcc']);
+}
+
 /** @returns {Tools} what this machine has to build with */
 export function findTools() {
   /** @type {Tools} */
@@ -49,12 +58,13 @@ export function findTools() {
     ['make', ['make', 'gmake']],
     ['ninja', ['ninja']],
     ['python', windows ? ['python3', 'python'] : ['python3']],
-    ['nvcc', ['nvcc']],
   ];
   for (const [key, names] of search) {
     const tool = findTool(names);
     if (tool) tools[key] = tool;
   }
+  const nvcc = findNvcc();
+  if (nvcc) tools.nvcc = nvcc;
   return tools;
 }
 
