@@ -62,6 +62,8 @@ using CudaRegistry = std::vector<CudaKernel>;
 
 void registerElementwise(CudaRegistry& registry);
 void registerMatmul(CudaRegistry& registry);
+void registerAttention(CudaRegistry& registry);
+void registerLora(CudaRegistry& registry);
 
 // Every kernel of this backend; a kernel's number is its place.
 const CudaRegistry& cudaKernels();

@@ -21,6 +21,8 @@ const CudaRegistry& cudaKernels() {
     CudaRegistry r;
     registerElementwise(r);
     registerMatmul(r);
+    registerAttention(r);
+    registerLora(r);
     return r;
   }();
   return registry;

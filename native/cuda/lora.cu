@@ -1,0 +1,455 @@
+// LoRA's own products: mixed batches, merging, and the row lengths that DoRA needs. Each reads W or
+// the batch once; everything beside it is of rank r.
+#include <algorithm>
+
+#include "matmul.cuh"
+
+namespace lowrank {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRows = 16;      // of a mixed batch in a block
+constexpr int kRanks = 256;    // of an adapter that are in shared memory at once
+constexpr int kSegments = 48;  // of a launch; its parameters hold them
+constexpr int kPairs = 32;     // of a launch
+constexpr int kTile = 64;      // rows, and columns, of W in a block
+constexpr int kDepth = 16;     // ranks of a tile that are in shared memory at once
+
+// Neighbouring rows of one adapter.
+struct Segment {
+  const void *a, *b;
+  int64_t from, rows, rank;
+  DType aType, bType;
+  float scale;
+  bool vectorA, vectorB;
+};
+
+struct MixedBatch {
+  const void *y, *x;
+  DType yType, xType;
+  bool vectorX;
+  float* z;
+  int64_t in, out;
+  Segment segments[kSegments];
+};
+
+// h[k][row] = scale · x A', for ranks [r0, r0 + ranks): a warp for two rows and eight ranks.
+__device__ __forceinline__ void rankDown(const MixedBatch& m, const Segment& s, int64_t row0,
+                                         int64_t r0, int ranks, float (*h)[kRows]) {
+  int lane = threadIdx.x % kWarp, pair = static_cast<int>(threadIdx.x) / kWarp * 2;
+  int64_t row = row0 + pair, end = s.from + s.rows;
+  if (row >= end) return;
+  for (int k0 = 0; k0 < ranks; k0 += 8) {
+    float sum[2][8] = {};
+    for (int64_t c = lane * 4; c < m.in; c += 4 * kWarp) {
+      float4 x[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        int64_t valid = row + i < end ? m.in - c : 0;
+        x[i] = fourAt(m.x, m.xType, (row + i) * m.in + c, valid, m.vectorX);
+      }
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        int64_t valid = k0 + k < ranks ? m.in - c : 0;
+        float4 a = fourAt(s.a, s.aType, (r0 + k0 + k) * m.in + c, valid, s.vectorA);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          sum[i][k] = fmaf(x[i].x, a.x, sum[i][k]);
+          sum[i][k] = fmaf(x[i].y, a.y, sum[i][k]);
+          sum[i][k] = fmaf(x[i].z, a.z, sum[i][k]);
+          sum[i][k] = fmaf(x[i].w, a.w, sum[i][k]);
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        float total = warpSum(sum[i][k]);
+        if (lane == 0 && k0 + k < ranks) h[k0 + k][pair + i] = s.scale * total;
+      }
+    }
+  }
+}
+
+// z = y + scale (x A') B' for 16 rows of a segment; what lies between stays in shared memory.
+__global__ void __launch_bounds__(kThreads) mixedKernel(MixedBatch m) {
+  SHARED(float, h, [kRanks][kRows]);
+  const Segment& s = m.segments[blockIdx.y];
+  int64_t row0 = s.from + static_cast<int64_t>(blockIdx.x) * kRows;
+  if (row0 >= s.from + s.rows) return;
+  int rows = static_cast<int>(min(static_cast<int64_t>(kRows), s.from + s.rows - row0));
+  for (int64_t r0 = 0; r0 == 0 || r0 < s.rank; r0 += kRanks) {
+    int ranks = static_cast<int>(min(static_cast<int64_t>(kRanks), s.rank - r0));
+    if (r0 > 0) __syncthreads();
+    if (ranks > 0) rankDown(m, s, row0, r0, ranks, h);
+    __syncthreads();
+    for (int64_t column = threadIdx.x; column < m.out; column += kThreads) {
+      float sum[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        int64_t at = (row0 + i) * m.out + column;
+        sum[i] = i >= rows ? 0.0f : r0 > 0 ? m.z[at] : oneAt(m.y, m.yType, at);
+      }
+      for (int k = 0; k < ranks; k += 4) {
+        float4 b = fourAt(s.b, s.bType, column * s.rank + r0 + k, ranks - k, s.vectorB);
+        float weights[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          if (k + j >= ranks) break;
+#pragma unroll
+          for (int i = 0; i < kRows; i++) sum[i] = fmaf(h[k + j][i], weights[j], sum[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        if (i < rows) m.z[(row0 + i) * m.out + column] = sum[i];
+      }
+    }
+  }
+}
+
+struct Pair {
+  const void *a, *b;
+  int64_t rank;
+  DType aType, bType;
+  float scale;
+  bool vectorA, vectorB;
+};
+
+// W [rows, cols] + Σ scale B A. Rows run along B's where `rowsAreOut`, else along A's columns.
+struct LowRankSum {
+  const void* w;
+  DType type;
+  int64_t rows, cols;
+  int64_t rowStep, colStep;  // of W
+  bool rowsAreOut, vector;
+  int pairs;
+  Pair pair[kPairs];
+};
+
+__device__ __forceinline__ Panel panelOfB(const LowRankSum& p, const Pair& f) {
+  int64_t out = p.rowsAreOut ? p.rows : p.cols;
+  return {f.b, f.bType, f.rank, 1, 0, out, f.rank, f.vectorB};
+}
+__device__ __forceinline__ Panel panelOfA(const LowRankSum& p, const Pair& f) {
+  int64_t in = p.rowsAreOut ? p.cols : p.rows;
+  return {f.a, f.aType, 1, in, 0, in, f.rank, f.vectorA};
+}
+
+struct TileMemory {
+  float left[kDepth][kTile + 4], right[kDepth][kTile + 4];
+};
+
+// A tile of the sum: each thread four rows by four columns, 0 past the end.
+__device__ __forceinline__ void lowRankTile(const LowRankSum& p, int64_t row0, int64_t col0,
+                                            TileMemory& memory, float (&sum)[4][4]) {
+  int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int64_t row = row0 + ty * 4 + i, col = col0 + tx * 4;
+    int64_t valid = row < p.rows ? p.cols - col : 0, at = row * p.rowStep + col * p.colStep;
+    if (p.colStep == 1) {
+      float4 w = fourAt(p.w, p.type, at, valid, p.vector);
+      sum[i][0] = w.x;
+      sum[i][1] = w.y;
+      sum[i][2] = w.z;
+      sum[i][3] = w.w;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        sum[i][j] = j < valid ? oneAt(p.w, p.type, at + j * p.colStep) : 0.0f;
+      }
+    }
+  }
+  for (int n = 0; n < p.pairs; n++) {
+    const Pair& f = p.pair[n];
+    Panel left = p.rowsAreOut ? panelOfB(p, f) : panelOfA(p, f);
+    Panel right = p.rowsAreOut ? panelOfA(p, f) : panelOfB(p, f);
+    for (int64_t k0 = 0; k0 < f.rank; k0 += kDepth) {
+      Carrier<kTile, kDepth, kThreads> rows, cols;
+      rows.load(left, row0, k0, f.rank);
+      cols.load(right, col0, k0, f.rank);
+      __syncthreads();
+      rows.store(left, &memory.left[0][0]);
+      cols.store(right, &memory.right[0][0]);
+      __syncthreads();
+      int depth = static_cast<int>(min(static_cast<int64_t>(kDepth), f.rank - k0));
+      for (int k = 0; k < depth; k++) {
+        float a[4], b[4];
+        fragment<4, 4>(&memory.left[k][ty * 4], 0, a);
+        fragment<4, 4>(&memory.right[k][tx * 4], 0, b);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+          for (int j = 0; j < 4; j++) sum[i][j] = fmaf(f.scale * a[i], b[j], sum[i][j]);
+        }
+      }
+    }
+  }
+}
+
+// Whether a float stands for a number.
+__device__ __forceinline__ bool isFinite(float x) {
+  return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+// The tile rounded once into y; ok becomes 0 where something of it is not finite.
+template <class T>
+__global__ void __launch_bounds__(kThreads) mergeKernel(LowRankSum p, T* y, bool vectorY, int* ok) {
+  SHARED(TileMemory, memory, [1]);
+  int64_t across = (p.cols + kTile - 1) / kTile;
+  int64_t row0 = blockIdx.x / across * kTile, col0 = blockIdx.x % across * kTile;
+  int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+  float sum[4][4];
+  lowRankTile(p, row0, col0, memory[0], sum);
+  bool good = true;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int64_t row = row0 + ty * 4 + i, col = col0 + tx * 4;
+    if (row >= p.rows || col >= p.cols) continue;
+    struct alignas(4 * sizeof(T)) Four {
+      T v[4];
+    } four;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      four.v[j] = narrow<T>(sum[i][j]);
+      if (col + j < p.cols) good = good && isFinite(widen(four.v[j]));
+    }
+    T* at = y + row * p.cols + col;
+    if (vectorY && col + 3 < p.cols) {
+      *reinterpret_cast<Four*>(at) = four;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        if (col + j < p.cols) at[j] = four.v[j];
+      }
+    }
+  }
+  if (!good) atomicExch(ok, 0);
+}
+
+__global__ void setKernel(int* to, int value) { *to = value; }
+
+// Squares of a tile row, summed over this block's share of the columns: parts[share][row].
+__global__ void __launch_bounds__(kThreads) squaresKernel(LowRankSum p, double* parts) {
+  SHARED(TileMemory, memory, [1]);
+  int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, tiles = (p.cols + kTile - 1) / kTile;
+  int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+  double squares[4] = {};
+  for (int64_t t = blockIdx.y; t < tiles; t += gridDim.y) {
+    float sum[4][4];
+    lowRankTile(p, row0, t * kTile, memory[0], sum);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        double v = t * kTile + tx * 4 + j < p.cols ? static_cast<double>(sum[i][j]) : 0.0;
+        squares[i] += v * v;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    for (int step = 8; step > 0; step /= 2) {
+      squares[i] += __shfl_xor_sync(kAllLanes, squares[i], step);
+    }
+    int64_t row = row0 + ty * 4 + i;
+    if (tx == 0 && row < p.rows) parts[blockIdx.y * p.rows + row] = squares[i];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    lengthsKernel(const double* parts, int count, int64_t rows, float* lengths) {
+  int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (row >= rows) return;
+  double sum = 0;
+  for (int i = 0; i < count; i++) sum += parts[i * rows + row];
+  lengths[row] = static_cast<float>(sqrt(sum));
+}
+
+bool fours(const View& x, int64_t step) {
+  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
+}
+
+// Checks pairs A [r, in] and B [out, r] from tensor `first` on.
+void checkPairs(const CudaArgs& args, size_t first, size_t pairs, int64_t in, int64_t out) {
+  for (size_t i = 0; i < pairs; i++) {
+    const View &a = args[first + 2 * i], &b = args[first + 2 * i + 1];
+    bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
+                a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
+    EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
+           a.describe() + " and " + b.describe());
+  }
+}
+
+Segment segmentOf(const CudaArgs& args, int64_t group, int64_t from, int64_t rows) {
+  Segment s = {};
+  s.from = from;
+  s.rows = rows;
+  if (group < 0) return s;
+  const View &a = args[2 + 2 * static_cast<size_t>(group)],
+             &b = args[3 + 2 * static_cast<size_t>(group)];
+  s.a = a.data;
+  s.b = b.data;
+  s.aType = a.dtype;
+  s.bType = b.dtype;
+  s.rank = a.dims[0];
+  s.scale = static_cast<float>(args.attrs[group]);
+  s.vectorA = fours(a, a.dims[1]);
+  s.vectorB = fours(b, b.dims[1]);
+  return s;
+}
+
+// z = y + s_g (x A_g') B_g' for the adapter g of each row of the batch; z = y without one.
+void addLowRankRows(const CudaArgs& args) {
+  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "y, x, pairs of A and B, and z",
+         std::to_string(args.count) + " tensors");
+  size_t adapters = (args.count - 3) / 2;
+  const View &y = args[0], &x = args[1], &z = args.out(args.count - 1);
+  EXPECT(args, x.rank >= 2 && y.rank == x.rank && x.dims[0] == y.dims[0] && x.rows() == y.rows(),
+         "y [B, .., O] and x [B, .., I]", y.describe() + " and " + x.describe());
+  EXPECT(args, isFloat(x.dtype), "x of f32, f16 or bf16", x.describe());
+  EXPECT(args, isFloat(y.dtype), "tensor 0 of f32, f16 or bf16", y.describe());
+  args.sameShape(0, args.count - 1);
+  int64_t batch = x.dims[0];
+  EXPECT(args, args.attrCount == adapters + static_cast<size_t>(batch),
+         "a scale for each adapter and an adapter for each row",
+         std::to_string(args.attrCount) + " attributes");
+  checkPairs(args, 2, adapters, x.last(), y.last());
+  std::vector<Segment> segments;
+  int64_t each = batch > 0 ? x.rows() / batch : 0, before = -2;
+  for (int64_t i = 0; i < batch; i++) {
+    int64_t group =
+        args.integer(adapters + static_cast<size_t>(i), -1, static_cast<int64_t>(adapters) - 1);
+    if (group == before) {
+      segments.back().rows += each;
+    } else {
+      segments.push_back(segmentOf(args, group, i * each, each));
+    }
+    before = group;
+  }
+  if (z.count == 0) return;
+  MixedBatch m = {};
+  m.y = y.data;
+  m.x = x.data;
+  m.yType = y.dtype;
+  m.xType = x.dtype;
+  m.vectorX = fours(x, x.last());
+  m.z = z.as<float>();
+  m.in = x.last();
+  m.out = y.last();
+  for (size_t from = 0; from < segments.size(); from += kSegments) {
+    size_t count = std::min<size_t>(kSegments, segments.size() - from);
+    int64_t longest = 0;
+    for (size_t i = 0; i < count; i++) {
+      m.segments[i] = segments[from + i];
+      longest = std::max(longest, m.segments[i].rows);
+    }
+    launch(args, mixedKernel, dim3(blocksFor(longest, kRows), static_cast<unsigned>(count)),
+           dim3(kThreads), 0, m);
+  }
+}
+
+// W and the pairs [from, to) of a call whose tensors begin with W and the pairs; scales begin at
+// attribute 1. The rows of the sum are W's where `asStored`, else those of B.
+LowRankSum sumOf(const CudaArgs& args, size_t from, size_t to, bool asStored) {
+  const View& w = args[0];
+  bool transposed = args.integer(0, 0, 1) != 0;
+  LowRankSum p = {};
+  p.w = w.data;
+  p.type = w.dtype;
+  bool turned = transposed && !asStored;
+  p.rows = w.dims[turned ? 1 : 0];
+  p.cols = w.dims[turned ? 0 : 1];
+  p.rowStep = turned ? 1 : w.dims[1];
+  p.colStep = turned ? w.dims[1] : 1;
+  p.rowsAreOut = !transposed || turned;
+  p.vector = fours(w, w.dims[1]);
+  for (size_t i = from; i < to; i++) {
+    const View &a = args[1 + 2 * i], &b = args[2 + 2 * i];
+    float scale = static_cast<float>(args.attrs[1 + i]);
+    p.pair[p.pairs++] = {a.data,  b.data, a.dims[0],           a.dtype,
+                         b.dtype, scale,  fours(a, a.dims[1]), fours(b, b.dims[1])};
+  }
+  return p;
+}
+
+void checkWeight(const CudaArgs& args, size_t pairs) {
+  const View& w = args[0];
+  bool transposed = args.integer(0, 0, 1) != 0;
+  EXPECT(args, w.rank == 2 && isFloat(w.dtype), "W [out, in] of f32, f16 or bf16", w.describe());
+  checkPairs(args, 1, pairs, w.dims[transposed ? 0 : 1], w.dims[transposed ? 1 : 0]);
+}
+
+// y = W + Σ s_i B_i A_i, rounded once; ok [1] tells whether all of y is finite.
+void mergeLowRank(const CudaArgs& args) {
+  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "W, pairs of A and B, y and ok",
+         std::to_string(args.count) + " tensors");
+  size_t pairs = (args.count - 3) / 2;
+  args.counts(args.count, 1 + pairs);
+  const View &y = args.writable(args.count - 2), &ok = args.out(args.count - 1, DType::i32);
+  args.sameShape(0, args.count - 2);
+  args.shaped(args.count - 1, {1});
+  EXPECT(args, isFloat(y.dtype), "y of f32, f16 or bf16", y.describe());
+  checkWeight(args, pairs);
+  launch(args, setKernel, dim3(1), dim3(1), 0, ok.as<int>(), 1);
+  if (y.count == 0) return;
+  int64_t tiles = (y.dims[0] + kTile - 1) / kTile * ((y.dims[1] + kTile - 1) / kTile);
+  // More pairs than a launch takes are summed in f32 first.
+  bool several = pairs > kPairs;
+  Workspace held =
+      several ? Workspace(args.device.memory, static_cast<uint64_t>(y.count) * sizeof(float))
+              : Workspace();
+  Workspace scratchOk = several ? Workspace(args.device.memory, sizeof(int)) : Workspace();
+  for (size_t from = 0; from == 0 || from < pairs; from += kPairs) {
+    size_t to = std::min<size_t>(from + kPairs, pairs);
+    LowRankSum p = sumOf(args, from, to, true);
+    if (from > 0) {
+      p.w = held.as<float>();
+      p.type = DType::f32;
+      p.vector = p.cols % 4 == 0;
+    }
+    dim3 grid(blocksFor(tiles, 1));
+    if (to < pairs) {
+      launch(args, mergeKernel<float>, grid, dim3(kThreads), 0, p, held.as<float>(),
+             p.cols % 4 == 0, scratchOk.as<int>());
+      continue;
+    }
+    byFloat(y.dtype, [&](auto type) {
+      using T = decltype(type);
+      launch(args, mergeKernel<T>, grid, dim3(kThreads), 0, p, y.as<T>(), fours(y, y.dims[1]),
+             ok.as<int>());
+    });
+  }
+}
+
+// n [out] = the lengths of the rows of W + s B A [out, in], summed in f64.
+void lowRankNorms(const CudaArgs& args) {
+  args.counts(4, 2);
+  bool transposed = args.integer(0, 0, 1) != 0;
+  checkWeight(args, 1);
+  LowRankSum p = sumOf(args, 0, 1, false);
+  args.out(3);
+  args.shaped(3, {args[0].dims[transposed ? 1 : 0]});
+  if (p.rows == 0) return;
+  int64_t down = (p.rows + kTile - 1) / kTile, across = (p.cols + kTile - 1) / kTile;
+  int64_t wanted = (2 * args.device.multiprocessors + down - 1) / down;
+  int64_t shares = std::max<int64_t>(1, std::min({wanted, across, int64_t{64}}));
+  Workspace held(args.device.memory, static_cast<uint64_t>(shares * p.rows) * sizeof(double));
+  launch(args, squaresKernel, dim3(blocksFor(down, 1), static_cast<unsigned>(shares)),
+         dim3(kThreads), 0, p, held.as<double>());
+  launch(args, lengthsKernel, dim3(blocksFor(p.rows, kThreads)), dim3(kThreads), 0,
+         held.as<double>(), static_cast<int>(shares), p.rows, args[3].as<float>());
+}
+
+}  // namespace
+
+void registerLora(CudaRegistry& r) {
+  r.push_back({"addLowRankRows", addLowRankRows});
+  r.push_back({"mergeLowRank", mergeLowRank});
+  r.push_back({"lowRankNorms", lowRankNorms});
+}
+
+}  // namespace lowrank
