@@ -41,6 +41,6 @@ class Engine {
 using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
 
 // Raised with every change to what this header, memory.h, call.h and view.h lay out.
-constexpr int kEngineContract = 1;
+constexpr int kEngineContract = 2;
 
 }  // namespace lowrank

@@ -52,4 +52,17 @@ void adviseLargePages(void* address, size_t bytes) noexcept {
 #endif
 }
 
+void discardPages(void* address, uint64_t bytes) noexcept {
+  // Large pages as a whole where there are some, so that none is taken apart.
+  uintptr_t page = bytes >= (uint64_t{16} << 20) ? 1 << 21 : static_cast<uintptr_t>(getpagesize());
+  uintptr_t from = (reinterpret_cast<uintptr_t>(address) + page - 1) & ~(page - 1);
+  uintptr_t to = (reinterpret_cast<uintptr_t>(address) + bytes) & ~(page - 1);
+#if defined(__linux__)
+  constexpr int advice = MADV_DONTNEED;
+#else
+  constexpr int advice = MADV_FREE;
+#endif
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, advice);
+}
+
 }  // namespace lowrank

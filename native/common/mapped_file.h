@@ -1,7 +1,9 @@
-// A whole file mapped read-only. The only place that knows the system's mapping calls.
+// A whole file mapped read-only, and advice about pages. The only place that knows the system's
+// mapping calls.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace lowrank {
@@ -13,5 +15,8 @@ void unmapFile(void* address, size_t bytes) noexcept;
 
 // Asks for large pages behind a big allocation; a hint without effect where unknown.
 void adviseLargePages(void* address, size_t bytes) noexcept;
+
+// Lets the system have the whole pages of a range; its addresses stay, with any contents.
+void discardPages(void* address, uint64_t bytes) noexcept;
 
 }  // namespace lowrank

@@ -13,6 +13,9 @@ namespace {
 constexpr uint64_t kAlign = 64;
 constexpr uint64_t kLargest = uint64_t{1} << 39;  // half a TiB in one buffer: more is a mistake
 constexpr uint64_t kKeep = uint64_t{256} << 20;   // idle bytes that are always worth keeping
+constexpr uint64_t kLarge = uint64_t{1} << 20;    // above it buffers are the arena's
+constexpr uint64_t kSlack = uint64_t{32} << 20;   // idle bytes that the arena may always have
+constexpr uint64_t kLargePage = uint64_t{2} << 20;
 constexpr int kSlotBits = 24;
 
 // Under AddressSanitizer nothing is rounded up or kept, so that it sees every byte past an end and
@@ -31,16 +34,24 @@ uint64_t roundUp(uint64_t bytes) {
   return (n + step - 1) / step * step;
 }
 
+// By bytes asked for or by capacity: rounded up, small ones reach kLarge at most.
+bool inArena(uint64_t bytes) { return !kExact && bytes > kLarge; }
+
 }  // namespace
 
 Memory::~Memory() { releaseAll(); }
 
 char* Memory::obtain(uint64_t capacity) {
   void* data = nullptr;
-  if (posix_memalign(&data, kAlign, std::max<uint64_t>(capacity, 1)) != 0) return nullptr;
-  if (capacity >= (uint64_t{4} << 20)) adviseLargePages(data, capacity);
+  uint64_t align = capacity >= 2 * kLargePage ? kLargePage : kAlign;
+  if (posix_memalign(&data, align, std::max<uint64_t>(capacity, 1)) != 0) return nullptr;
+  if (capacity >= 2 * kLargePage) adviseLargePages(data, capacity);
   return static_cast<char*>(data);
 }
+
+void Memory::discard(char* data, uint64_t bytes) { discardPages(data, bytes); }
+
+uint64_t Memory::segmentBytes() const { return uint64_t{256} << 20; }
 
 void Memory::release(char* data, uint64_t) { std::free(data); }
 
@@ -61,11 +72,12 @@ void Memory::releaseAll() {
     b.live = false;
     if (b.mapped) {
       releaseFile(b.data, b.bytes);
-    } else {
+    } else if (!inArena(b.capacity)) {
       release(b.data, b.capacity);
     }
   }
   trim();
+  arena_.dropAll([&](char* data, uint64_t bytes) { release(data, bytes); });
 }
 
 void Memory::book(Purpose purpose, uint64_t bytes) {
@@ -82,13 +94,17 @@ void Memory::unbook(Purpose purpose, uint64_t bytes) {
 }
 
 char* Memory::take(uint64_t bytes, uint64_t& capacity) {
-  if (bytes <= kLargest) {
+  if (bytes <= kLargest && inArena(bytes)) {
+    capacity = Arena::sizeFor(bytes);
+    if (char* data = takeLarge(capacity)) return data;
+  } else if (bytes <= kLargest) {
     capacity = kExact ? bytes : roundUp(bytes);
     auto idle = idle_.find(capacity);
     if (idle != idle_.end() && !idle->second.empty()) {
       char* data = idle->second.back();
       idle->second.pop_back();
-      books_.pooled -= capacity;
+      small_ -= capacity;
+      countIdle();
       return data;
     }
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -100,13 +116,39 @@ char* Memory::take(uint64_t bytes, uint64_t& capacity) {
                    shortage());
 }
 
-void Memory::give(char* data, uint64_t capacity) {
-  if (kExact || books_.pooled + capacity > std::max(kKeep, books_.totalPeak)) {
-    release(data, capacity);
-    return;
+// A block of the arena, null where there is no memory for one. Memory in use and idle together
+// stays within a sixteenth of the most that was ever in use.
+char* Memory::takeLarge(uint64_t size) {
+  char* data = arena_.take(size);
+  for (int attempt = 0; !data && attempt < 2; attempt++) {
+    uint64_t least = (size + kLargePage - 1) / kLargePage * kLargePage;
+    for (uint64_t bytes : {std::max(segmentBytes(), least), least}) {
+      char* segment = obtain(bytes);
+      if (!segment) continue;
+      arena_.add(segment, bytes);
+      data = arena_.take(size);
+      break;
+    }
+    if (!data) trim();
   }
-  idle_[capacity].push_back(data);
-  books_.pooled += capacity;
+  uint64_t most = arena_.mostUsed() + std::max(kSlack, arena_.mostUsed() / 16);
+  if (arena_.used() + arena_.idle() > most) {
+    arena_.discard(most - arena_.used(), [&](char* from, uint64_t bytes) { discard(from, bytes); });
+  }
+  countIdle();
+  return data;
+}
+
+void Memory::give(char* data, uint64_t capacity) {
+  if (inArena(capacity)) {
+    arena_.give(data);
+  } else if (kExact || small_ + capacity > std::max(kKeep, books_.totalPeak)) {
+    release(data, capacity);
+  } else {
+    idle_[capacity].push_back(data);
+    small_ += capacity;
+  }
+  countIdle();
 }
 
 uint64_t Memory::adopt(const Buffer& buffer) {
@@ -139,7 +181,7 @@ uint64_t Memory::alloc(uint64_t bytes, Purpose purpose) {
   try {
     return adopt(b);
   } catch (...) {
-    release(b.data, b.capacity);
+    give(b.data, b.capacity);
     throw;
   }
 }
@@ -206,7 +248,10 @@ void Memory::trim() {
     for (char* data : idle.second) release(data, idle.first);
   }
   idle_.clear();
-  books_.pooled = 0;
+  small_ = 0;
+  arena_.drop([&](char* data, uint64_t bytes) { release(data, bytes); });
+  arena_.discard(0, [&](char* from, uint64_t bytes) { discard(from, bytes); });
+  countIdle();
 }
 
 }  // namespace lowrank

@@ -1,4 +1,5 @@
-// Pooled, 64-byte-aligned memory behind integer handles, with books by purpose.
+// Pooled, 64-byte-aligned memory behind integer handles, with books by purpose. Buffers of a MiB
+// and more are cut from an arena; smaller ones are kept by size class.
 // One per environment, used from its JavaScript thread only.
 #pragma once
 
@@ -6,6 +7,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include "arena.h"
 
 namespace lowrank {
 
@@ -25,7 +28,7 @@ class Memory {
   struct Buffer {
     char* data = nullptr;
     uint64_t bytes = 0;     // as asked for: what the books count
-    uint64_t capacity = 0;  // as taken from the system
+    uint64_t capacity = 0;  // as taken from the pool
     Purpose purpose = Purpose::activation;
     bool mapped = false;
     bool live = false;
@@ -55,6 +58,10 @@ class Memory {
   // releaseAll() in its destructor. obtain answers null where there is none.
   virtual char* obtain(uint64_t capacity);
   virtual void release(char* data, uint64_t capacity);
+  // Lets the system have the memory of an idle range; its addresses stay, with any contents.
+  virtual void discard(char* data, uint64_t bytes);
+  // The least that the arena obtains at once.
+  virtual uint64_t segmentBytes() const;
   // A whole file, readable by kernels.
   virtual char* obtainFile(const std::string& path, uint64_t& bytes);
   virtual void releaseFile(char* data, uint64_t bytes);
@@ -70,10 +77,14 @@ class Memory {
   void unbook(Purpose purpose, uint64_t bytes);
   char* take(uint64_t bytes, uint64_t& capacity);
   void give(char* data, uint64_t capacity);
+  char* takeLarge(uint64_t size);
+  void countIdle() { books_.pooled = small_ + arena_.idle(); }
 
   std::vector<Buffer> slots_;
   std::vector<uint32_t> freeSlots_;
-  std::map<uint64_t, std::vector<char*>> idle_;  // by capacity
+  std::map<uint64_t, std::vector<char*>> idle_;  // small ones, by capacity
+  uint64_t small_ = 0;                           // their bytes
+  Arena arena_;
   Books books_;
 };
 

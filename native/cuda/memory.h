@@ -19,6 +19,7 @@ class DeviceMemory : public Memory {
  protected:
   char* obtain(uint64_t capacity) override;
   void release(char* data, uint64_t capacity) override;
+  void discard(char*, uint64_t) override {}  // a device has no way to
   // A file in device memory: mapped, and copied chunk by chunk through pinned memory.
   char* obtainFile(const std::string& path, uint64_t& bytes) override;
   void releaseFile(char* data, uint64_t bytes) override { release(data, bytes); }
