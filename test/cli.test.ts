@@ -301,7 +301,7 @@ test('doctor says what works and why the rest does not', async () => {
   assert.is(report.node, process.version);
   assert.equal(
     report.backends.map((b) => b.name),
-    ['cpu', 'reference'],
+    ['cpu', 'cuda', 'reference'],
   );
   assert.ok(report.backends.every((b) => b.detail !== ''));
   assert.match((await inside('doctor')).stdout, /reference +reference/);
@@ -360,7 +360,7 @@ test('what people do wrong is one line that says what, with exit code 2', async 
       train('x', '--full', '--exclude-modules', 'a'),
       /cannot be used with option '--exclude-modules/,
     ],
-    [train('x', '--backend', 'gpu'), 'Expected one of auto, cpu, reference'],
+    [train('x', '--backend', 'gpu'), 'Expected one of auto, cpu, cuda, reference'],
     [train('x', '--epochs', '2'), /--steps <n>' cannot be used with option '--epochs <n>'/],
     [train('x', '--full', '--rank', '4'), /'--full' cannot be used with option '--rank <r>'/],
     [train('x', '--resume', '--overwrite'), "'--overwrite' cannot be used with option '--resume'"],

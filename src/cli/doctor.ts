@@ -50,7 +50,7 @@ async function backends(): Promise<{ list: Found[]; auto: string; native?: objec
   const { getBackend } = await import('../tensor/registry.js');
   const list: Found[] = [];
   let native: object | undefined;
-  for (const name of ['cpu', 'reference']) {
+  for (const name of ['cpu', 'cuda', 'reference']) {
     try {
       const backend = getBackend(name);
       list.push({ name, works: true, detail: backend.describe() });
@@ -62,7 +62,7 @@ async function backends(): Promise<{ list: Found[]; auto: string; native?: objec
       list.push({ name, works: false, detail: (error as Error).message });
     }
   }
-  const auto = list.find((b) => b.works)?.name ?? 'none';
+  const auto = list.find((b) => b.works && b.name !== 'cuda')?.name ?? 'none';
   return { list, auto, ...(native ? { native } : {}) };
 }
 

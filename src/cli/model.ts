@@ -7,7 +7,14 @@ import type { ClassifierHead } from '../models/head.js';
 import type { TaskModels } from '../models/load.js';
 import { COMPUTES, type Compute } from '../tensor/backend.js';
 import { failure } from '../tensor/errors.js';
-import { BACKEND_NAMES, type CommonOptions, needs, oneOf, threadCount } from './output.js';
+import {
+  BACKEND_HELP,
+  backendName,
+  type CommonOptions,
+  needs,
+  oneOf,
+  threadCount,
+} from './output.js';
 
 /** Options of the commands that run a model with or without an adapter. */
 export interface ModelFlags extends CommonOptions {
@@ -30,7 +37,7 @@ export function modelOptions(c: Command, adapter: 'optional' | 'required'): Comm
 /** Adds the options that say on what to compute. */
 export function backendOptions(c: Command): Command {
   return c
-    .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
+    .option('--backend <name>', BACKEND_HELP, backendName)
     .option('--threads <n>', 'worker threads; results do not depend on it', threadCount);
 }
 

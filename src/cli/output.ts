@@ -104,8 +104,16 @@ export function oneOf<T extends string>(values: readonly T[]): (text: string) =>
   };
 }
 
-/** Names of the backends, as `getBackend` knows them. */
-export const BACKEND_NAMES = ['auto', 'cpu', 'reference'] as const;
+const BACKEND_NAMES = ['auto', 'cpu', 'cuda', 'reference'] as const;
+
+/** What `--backend` says of itself. */
+export const BACKEND_HELP =
+  'auto, cpu, cuda (an NVIDIA GPU; cuda:1 is the second) or reference (default: auto)';
+
+/** A parser of a backend's name, as `getBackend` knows them. */
+export function backendName(text: string): string {
+  return /^cuda:(0|[1-9]\d{0,3})$/.test(text) ? text : oneOf(BACKEND_NAMES)(text);
+}
 
 /** A parser of a comma-separated list of names. */
 export function names(text: string): string[] {

@@ -4,7 +4,8 @@ import { evaluationText } from './evaluation.js';
 import { isLora, LORA, type LoraFlags, loraOptions, loraSettings } from './lora-options.js';
 import { computeOption, type Resolved, resolveFlags } from './model.js';
 import {
-  BACKEND_NAMES,
+  BACKEND_HELP,
+  backendName,
   bytesText,
   type CommonOptions,
   command,
@@ -124,7 +125,7 @@ export function trainCommand(): Command {
       'keep only each block’s input for backward: less memory for about a third more time',
     )
     .option('--seed <n>', 'start, order and dropout follow from it (default: 0)', wholeNumber(0))
-    .option('--backend <name>', 'auto, cpu or reference (default: auto)', oneOf(BACKEND_NAMES))
+    .option('--backend <name>', BACKEND_HELP, backendName)
     .option('--threads <n>', 'worker threads; results do not depend on it', threadCount)
     .addOption(
       new Option('--full', 'train every parameter; writes a model directory').conflicts([
