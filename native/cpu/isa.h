@@ -55,7 +55,8 @@ struct GemmKernels {
   int64_t rowBlock, colBlock;   // most rows or columns that a call packs at once
   int64_t scratch;              // floats of scratch that a call needs
   int64_t pair;                 // elements of K in one packed float: 1, or 2 of bf16
-  int64_t fewRows, fewCols;     // limits of few()
+  int64_t fewRows, fewCols;     // limits of few() where bCol is 1
+  int64_t turnedRows;           // and where bRow is
   int64_t narrowCols;           // most columns that narrow() is for
   int64_t (*depth)(int64_t k);  // elements of K in one block
   // Rows or columns with the last panel filled up; times depth()/pair, floats of a packed block.
@@ -69,7 +70,7 @@ struct GemmKernels {
   // The part [m0,m1) x [n0,n1) of C on the calling thread, m0 and n0 whole tiles.
   void (*gemm)(const GemmTask* task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                float* scratch);
-  // At most fewRows rows by columns [n0,n1) in whole tiles, with aPack and bCol of 1.
+  // A few rows by columns [n0,n1) in whole tiles, with aPack and bCol or bRow of 1.
   void (*few)(const GemmTask* task, int64_t n0, int64_t n1, float* scratch);
   // Rows [m0,m1) of an f32 A with aCol of 1 by all of at most narrowCols columns, with bPack; or
   // null.

@@ -19,6 +19,7 @@
 #define VEC_FUSED
 #define VEC_HALF
 #define VEC_BRAIN
+#define VEC_TRANSPOSE
 #define VEC_STREAM
 
 namespace lowrank {
@@ -63,6 +64,28 @@ inline vhh upperHalves(words8 a, words8 b) {
 typedef int32_t signed8 __attribute__((vector_size(32)));
 inline bool anyAbove(signed8 x, int32_t limit) {
   return _mm256_movemask_epi8(_mm256_cmpgt_epi32((__m256i)x, _mm256_set1_epi32(limit))) != 0;
+}
+
+// Row i of v becomes its column i: within 16-byte lanes by pairs of rows, then lanes by twos.
+inline void transpose(__m256* v) {
+  __m256 t[8], u[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = (__m256)_mm256_unpacklo_pd((__m256d)t[i], (__m256d)t[i + 2]);
+    u[i + 1] = (__m256)_mm256_unpackhi_pd((__m256d)t[i], (__m256d)t[i + 2]);
+    u[i + 2] = (__m256)_mm256_unpacklo_pd((__m256d)t[i + 1], (__m256d)t[i + 3]);
+    u[i + 3] = (__m256)_mm256_unpackhi_pd((__m256d)t[i + 1], (__m256d)t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    v[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+    v[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+  }
 }
 
 // Past the caches, to an address of whole vectors.

@@ -113,6 +113,7 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
 void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t parts = partsFor(c, task);
   bool streamed = task.bCol == 1;
+  bool here = streamed || (task.bRow == 1 && task.m <= g.turnedRows);  // B stays where it lies
   int64_t most = task.m <= kFew ? g.fewCols : g.fewCols / 4;  // so that the sums stay in cache
   int64_t cols = streamed ? partOf(task.n, parts, g.colTile, 4 * g.colTile, most)
                           : partOf(task.n, parts, g.colTile, g.colTile, task.n);
@@ -120,7 +121,7 @@ void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
   Scratch scratch(c, g);
   withPacked(c, g, task, true, [&](const GemmTask& t) {
     blocks(c, t, t.m, cols, [&](int64_t, int64_t, int64_t n0, int64_t n1, int worker) {
-      int64_t end = streamed ? std::min(n1, whole) : n0;
+      int64_t end = here ? std::min(n1, whole) : n0;
       if (end > n0) g.few(&t, n0, end, scratch.of(worker));
       if (n1 > end) g.gemm(&t, 0, t.m, std::max(n0, end), n1, scratch.of(worker));
     });

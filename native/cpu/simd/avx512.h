@@ -6,6 +6,7 @@
 #define VEC_FUSED
 #define VEC_HALF
 #define VEC_BRAIN
+#define VEC_TRANSPOSE
 
 namespace {
 constexpr int kWidth = 16;
@@ -46,5 +47,33 @@ inline vhh upperHalves(words16 a, words16 b) {
 typedef int32_t signed16 __attribute__((vector_size(64)));
 inline bool anyAbove(signed16 x, int32_t limit) {
   return _mm512_cmpgt_epi32_mask((__m512i)x, _mm512_set1_epi32(limit)) != 0;
+}
+
+// Row i of v becomes its column i: within 16-byte lanes by pairs of rows, then lanes by fours.
+inline void transpose(__m512* v) {
+  __m512 t[16], u[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    u[i] = (__m512)_mm512_unpacklo_pd((__m512d)t[i], (__m512d)t[i + 2]);
+    u[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)t[i], (__m512d)t[i + 2]);
+    u[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+    u[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    __m512 a = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
+    __m512 b = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
+    __m512 c = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88);
+    __m512 d = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
+    v[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    v[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
+    v[8 + i] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    v[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
 }
 }  // namespace

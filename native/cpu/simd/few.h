@@ -126,11 +126,155 @@ static void fewOf(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
   }
 }
 
-// All rows, at most `fewRows` of them and packed already, by columns [n0, n1), a multiple of kCols
-// and at most `fewCols` of them, of a B whose lines are rows: read once, in order, where it lies.
+// Elements of K of a line that are turned at once; two of 16 bits as one of 32.
+#ifdef GEMM_PAIRS
+constexpr bool kHalves = false;
+#else
+constexpr bool kHalves = true;
+#endif
+template <class T>
+constexpr int64_t kTurn = kWidth*(kHalves ? 4 / (int64_t)sizeof(T) : kPair);
+
+VEC_INLINE vf lowerOf(const Brain*, vf pair) { return (vf)((vu)pair << 16); }
+VEC_INLINE vf upperOf(const Brain*, vf pair) { return (vf)((vu)pair & 0xffff0000u); }
+VEC_INLINE vf lowerOf(const Half*, vf pair) {
+  return widenHalf(__builtin_convertvector((vu)pair & 0xffffu, vh));
+}
+VEC_INLINE vf upperOf(const Half*, vf pair) {
+  return widenHalf(__builtin_convertvector((vu)pair >> 16, vh));
+}
+// A single element is a step by itself.
+VEC_INLINE vf lowerOf(const float*, vf step) { return step; }
+VEC_INLINE vf upperOf(const float*, vf step) { return step; }
+
+// Adds the next kTurn elements of K of kWidth lines to the v-th sums of MR rows.
+template <int MR, class T>
+VEC_INLINE void turnStep(const float* a, const T* b, int64_t line, int v, vf (&acc)[MR][kVecs]) {
+  constexpr bool two = kHalves && sizeof(T) == 2;
+  vf w[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; i++) {
+    w[i] = two ? load((const float*)(b + i * line)) : alongK(b + i * line);
+  }
+  transpose(w);
+#pragma GCC unroll 16
+  for (int s = 0; s < kWidth; s++) {
+    const float* at = a + (two ? 2 : 1) * s * MR;
+    vf first = two ? lowerOf(b, w[s]) : w[s], second = two ? upperOf(b, w[s]) : w[s];
+#pragma GCC unroll 4
+    for (int i = 0; i < MR; i++) {
+      acc[i][v] = multiplyAdd(splatStep(at + i), first, acc[i][v]);
+      if (two) acc[i][v] = multiplyAdd(splatStep(at + MR + i), second, acc[i][v]);
+    }
+  }
+}
+
+// The same for n < kTurn elements.
+template <int MR, class T>
+static void turnPart(const float* a, const T* b, int64_t line, int64_t n, int v,
+                     vf (&acc)[MR][kVecs]) {
+  constexpr int64_t kTile = kWidth * kPair;
+  for (int64_t p = 0; p < n; p += kTile, b += kTile, a += kWidth * MR) {
+    int64_t some = n - p < kTile ? n - p : kTile;
+    vf w[kWidth];
+    for (int i = 0; i < kWidth; i++) {
+      w[i] = some == kTile ? alongK(b + i * line) : alongKPart(b + i * line, some);
+    }
+    transpose(w);
+    for (int64_t s = 0; s < stepsOf(some); s++) {
+      for (int i = 0; i < MR; i++) {
+        acc[i][v] = multiplyAdd(splatStep(a + s * MR + i), w[s], acc[i][v]);
+      }
+    }
+  }
+}
+
+// What is read next, `run` bytes of kCols lines that are `step` bytes apart, a few at a time.
+struct Runs {
+  const char* at;
+  int64_t run, step, left, share;  // lines left, lines at a time
+};
+
+VEC_INLINE void fetch(Runs* f) {
+  for (int64_t n = f->share < f->left ? f->share : f->left; n > 0; n--, f->left--) {
+    for (int64_t i = 0; i < f->run; i += kLine) __builtin_prefetch(f->at + i, 0, 2);
+    f->at += f->step;
+  }
+}
+
+// The first `rows` of MR rows by kCols lines that run along K, one block of K.
+template <int MR, class T>
+static void turnBlock(int64_t rows, int64_t elements, const float* a, const T* b, int64_t line,
+                      float* c, int64_t cStep, const Update& u, Runs* ahead) {
+  vf acc[MR][kVecs];
+#pragma GCC unroll 4
+  for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; v++) acc[i][v] = splat(0.0f);
+  }
+  int64_t p = 0;
+  for (; p + kTurn<T> <= elements; p += kTurn<T>) {
+    fetch(ahead);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; v++) {
+      turnStep<MR>(a + p / kPair * MR, b + v * kWidth * line + p, line, v, acc);
+    }
+  }
+  for (int v = 0; v < kVecs && p < elements; v++) {
+    turnPart<MR>(a + p / kPair * MR, b + v * kWidth * line + p, line, elements - p, v, acc);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; v++) {
+      float* at = c + i * cStep + v * kWidth;
+      if (i < rows) store(at, updated(acc[i][v], at, u, v * kWidth));
+    }
+  }
+}
+
+// MR rows by columns [n0, n1), whole panels, of a B whose lines run along K: turned in registers.
+// What is read next, a panel's next block of K or the next panel's first, is fetched meanwhile.
+template <int MR, class T>
+static void turned(const GemmTask* t, int64_t n0, int64_t n1) {
+  int64_t step = depthOf(t->k), height = paddedRows(t->m), line = t->bCol;
+  const T* b = (const T*)t->b;
+  for (int64_t j = n0; j < n1; j += kCols) {
+    for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
+      int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step;
+      bool last = p0 + step >= t->k1;
+      int64_t j1 = last ? j + kCols : j, p1 = last ? t->k0 : p0 + step;
+      int64_t end = p1 + step < t->k1 ? p1 + step : t->k1;
+      int64_t tiles = elements < kTurn<T> ? 1 : elements / kTurn<T>;
+      Runs ahead = {(const char*)(b + j1 * line + p1), (end - p1) * (int64_t)sizeof(T),
+                    line * (int64_t)sizeof(T), j1 < n1 ? kCols : 0, (kCols + tiles - 1) / tiles};
+      turnBlock<MR>(t->m, elements, t->aPack + (p0 - t->k0) / kPair * height, b + j * line + p0,
+                    line, t->c + j, t->cRow, updateOf(t, p0, j), &ahead);
+    }
+  }
+}
+
+constexpr int64_t kTurnedRows = 4;
+
+template <class T>
+static void turnedRows(const GemmTask* t, int64_t n0, int64_t n1) {
+  switch (blockRows(t->m)) {
+    case 1:
+      return turned<1, T>(t, n0, n1);
+    case 2:
+      return turned<2, T>(t, n0, n1);
+    default:
+      return turned<4, T>(t, n0, n1);
+  }
+}
+
+// All rows, packed already, by columns [n0, n1), a multiple of kCols, of a B that is read once
+// where it lies: at most `fewRows` rows and `fewCols` columns where its lines are rows, read in
+// order; at most `turnedRows` rows where they are columns.
 static void few(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
-  if (t->bType == 1) return fewOf<Half>(t, n0, n1, scratch);
-  if (t->bType == 2) return fewOf<Brain>(t, n0, n1, scratch);
-  fewOf<float>(t, n0, n1, scratch);
+  bool rows = t->bCol == 1;
+  if (t->bType == 1) return rows ? fewOf<Half>(t, n0, n1, scratch) : turnedRows<Half>(t, n0, n1);
+  if (t->bType == 2) return rows ? fewOf<Brain>(t, n0, n1, scratch) : turnedRows<Brain>(t, n0, n1);
+  rows ? fewOf<float>(t, n0, n1, scratch) : turnedRows<float>(t, n0, n1);
 }
 static_assert(kScratch >= (kFewRows + kRows) * kSumStep, "room for the sums of few()");

@@ -64,6 +64,7 @@ VEC_INLINE vf splatStep(const float* p) { return splat(*p); }
 VEC_INLINE vf multiplyAdd(vf a, vf b, vf sum) { return fused(a, b, sum); }
 #endif
 
+#ifndef VEC_TRANSPOSE
 // Transposes kWidth vectors in place: log2(kWidth) rounds of interleaving row i with row i +
 // kWidth/2.
 VEC_INLINE void transpose(vf* v) {
@@ -84,6 +85,7 @@ VEC_INLINE void transpose(vf* v) {
     for (int i = 0; i < kWidth; i++) v[i] = t[i];
   }
 }
+#endif
 
 // One panel whose lines run along K: dst[s * width + i] = step s of line i for i < count, zeros for
 // count <= i < width; `elements` of K.
@@ -509,10 +511,10 @@ static void gemm(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t 
 #include "narrow.h"
 #define GEMM_NARROW narrow
 #endif
-#define GEMM_KERNELS                                                                         \
-  {                                                                                          \
-    kRows, kCols, kRowBlock, kColBlock, kScratch, kPair, kFewRows, kStreamCols, kNarrowCols, \
-        depthOf, paddedRows, paddedCols, packRows, packCols, gemm, few, GEMM_NARROW          \
+#define GEMM_KERNELS                                                                             \
+  {                                                                                              \
+    kRows, kCols, kRowBlock, kColBlock, kScratch, kPair, kFewRows, kStreamCols, kTurnedRows,     \
+        kNarrowCols, depthOf, paddedRows, paddedCols, packRows, packCols, gemm, few, GEMM_NARROW \
   }
 
 }  // namespace
