@@ -11,8 +11,15 @@ import {
   svd,
   svdOfProduct,
   thinQr,
+  topSvd,
   truncatedSvd,
 } from '../src/linalg/index.js';
+import {
+  eigenvectors,
+  largestEigenvalues,
+  rotateBack,
+  tridiagonalize,
+} from '../src/linalg/tridiagonal.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
 import { normal } from '../src/tensor/random.js';
@@ -111,6 +118,106 @@ test('jacobiSvd gives small singular values their digits, and refuses NaN', () =
   // det A = s₁ s₂ = 10⁻¹², s₁² + s₂² = 2.
   assert.ok(Math.abs(((s[0] as number) * (s[1] as number)) / 1e-12 - 1) < 1e-12);
   assert.throws(() => jacobiSvd(new Matrix(1, 1, Float64Array.of(Number.NaN))), /finite numbers/);
+});
+
+/** Symmetric of these eigenvalues. */
+function symmetric(values: readonly number[], seed: number): Matrix {
+  const { q } = thinQr(randomMatrix(values.length, values.length, seed));
+  return new Matrix(q.rows, q.cols, q.data.slice()).scaleColumns(values).times(q.transposed());
+}
+
+test('the largest eigenvalues and their vectors, by tridiagonal reduction', () => {
+  const spectra: Record<string, number[]> = {
+    falling: Array.from({ length: 30 }, (_, i) => 0.6 ** i),
+    'both signs': Array.from({ length: 21 }, (_, i) => 10 - i),
+    repeated: [5, 5, 5, 5, 2, 2, 1, 0, 0, 0, 0, 0],
+    'close together': [1, 1 - 1e-12, 1 - 1e-6, 0.5, 0.1, 0, 0, 0],
+    'one number': [3],
+    'all zero': [0, 0, 0, 0],
+    huge: [1e150, 1e149, 1, 0],
+  };
+  for (const [name, values] of Object.entries(spectra)) {
+    for (const seed of [1, 2, 3]) {
+      const a = symmetric(values, seed);
+      const t = tridiagonalize(new Matrix(a.rows, a.cols, a.data.slice()));
+      const count = Math.min(6, values.length);
+      const found = largestEigenvalues(t, count);
+      const sorted = [...values].sort((x, y) => y - x);
+      const size = Math.max(...values.map(Math.abs));
+      found.forEach((x, i) => {
+        assert.ok(Math.abs(x - (sorted[i] as number)) <= 1e-14 * 30 * size, `${name}: ${x}`);
+      });
+      const v = rotateBack(t, eigenvectors(t, found));
+      assert.ok(orthogonality(v) < 1e-6, `${name}: ${orthogonality(v)}`);
+      const { q } = thinQr(v);
+      const rest = difference(
+        a.times(q),
+        new Matrix(q.rows, q.cols, q.data.slice()).scaleColumns(found),
+      );
+      // Clusters mix; what is left of A v − λ v is no wider than they are.
+      assert.ok(rest <= 1e-11 * size, `${name}: ${rest}`);
+    }
+  }
+});
+
+test('eigenvectors of a matrix that is in blocks already', () => {
+  const n = 12;
+  const a = new Matrix(n, n);
+  for (let i = 0; i < n; i++) a.data[i * n + i] = i % 3;
+  a.data[3 * n + 4] = 1;
+  a.data[4 * n + 3] = 1;
+  const t = tridiagonalize(new Matrix(n, n, a.data.slice()));
+  const values = largestEigenvalues(t, 5);
+  const v = thinQr(rotateBack(t, eigenvectors(t, values))).q;
+  const wanted = new Matrix(n, 5, v.data.slice()).scaleColumns(values);
+  assert.ok(difference(a.times(v), wanted) < 1e-13);
+});
+
+test('topSvd: the first triples, as the whole decomposition has them', () => {
+  const large = fc.record({
+    rows: fc.integer({ min: 1, max: 90 }),
+    cols: fc.integer({ min: 1, max: 90 }),
+    count: fc.integer({ min: 1, max: 12 }),
+    kind: fc.constantFrom('random', 'falling', 'low rank', 'equal', 'tiny', 'huge'),
+    seed: fc.integer({ min: 0, max: 2 ** 31 }),
+  });
+  fc.assert(
+    fc.property(large, ({ rows, cols, kind, seed, ...c }) => {
+      const short = Math.min(rows, cols);
+      const count = Math.min(c.count, short);
+      const scale = kind === 'tiny' ? 1e-120 : kind === 'huge' ? 1e120 : 1;
+      const a =
+        kind === 'random'
+          ? randomMatrix(rows, cols, seed)
+          : lowRank(
+              rows,
+              cols,
+              kind === 'low rank' ? Math.min(3, short) : short,
+              seed,
+              kind === 'equal' ? 1 : 0.7,
+            );
+      for (let i = 0; i < a.data.length; i++) a.data[i] = scale * (a.data[i] as number);
+      const { u, s, v } = topSvd(a, count);
+      const { s: all } = jacobiSvd(a);
+      const first = all[0] as number;
+      assert.equal([u.rows, u.cols, s.length, v.rows, v.cols], [rows, count, count, cols, count]);
+      s.forEach((x, i) => {
+        assert.ok(Math.abs(x - (all[i] as number)) <= 2e-8 * first, `s ${i}: ${x} ${all[i]}`);
+      });
+      assert.ok(orthogonality(u) < 1e-11 && orthogonality(v) < 1e-11);
+      const rest = difference(a.times(v), new Matrix(rows, count, u.data.slice()).scaleColumns(s));
+      assert.ok(rest <= 1e-12 * count * first, `A v − s u: ${rest}`);
+      const back = difference(
+        a.transposed().times(u),
+        new Matrix(cols, count, v.data.slice()).scaleColumns(s),
+      );
+      assert.ok(back <= 2e-8 * count * first, `Aᵀ u − s v: ${back}`);
+    }),
+    { numRuns: 80 },
+  );
+  const bad = randomMatrix(40, 30, 1);
+  bad.data[7] = Number.POSITIVE_INFINITY;
+  assert.throws(() => topSvd(bad, 2), /finite numbers/);
 });
 
 test('svdOfProduct is the decomposition of the product, which is not formed', () => {

@@ -11,3 +11,4 @@ export {
   type TruncatedOptions,
   truncatedSvd,
 } from './svd.js';
+export { topSvd } from './top.js';

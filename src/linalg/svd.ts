@@ -7,6 +7,7 @@ import type { Tensor } from '../tensor/tensor.js';
 import { jacobiSvd } from './jacobi.js';
 import { Matrix } from './matrix.js';
 import { checkMatrix, qrOfTransposed } from './qr.js';
+import { topSvd } from './top.js';
 
 /** A ≈ U diag(s) Vᵀ. */
 export interface Svd {
@@ -75,10 +76,9 @@ function within(qt: Tensor, projected: Tensor, rank: number): RowSvd {
   // (Qᵀ A)ᵀ = P R, so Qᵀ A = Rᵀ Pᵀ, and the small Rᵀ [l, l] is decomposed in doubles.
   const { qt: pt, rt } = qrOfTransposed(projected);
   const [rows, cols] = rt.shape as [number, number];
-  const { u, s, v } = jacobiSvd(Matrix.fromRows(rt.toArray() as Float32Array, rows, cols));
-  const small = (x: Matrix) =>
-    tensor(x.firstColumns(rank).toColumns32(), [rank, x.rows], { backend: qt.backend });
-  return { ut: matmul(small(u), qt), s: s.slice(0, rank), vt: matmul(small(v), pt) };
+  const { u, s, v } = topSvd(Matrix.fromRows(rt.toArray() as Float32Array, rows, cols), rank);
+  const small = (x: Matrix) => tensor(x.toColumns32(), [rank, x.rows], { backend: qt.backend });
+  return { ut: matmul(small(u), qt), s, vt: matmul(small(v), pt) };
 }
 
 const columns = ({ ut, s, vt }: RowSvd): Svd => ({ u: transpose(ut), s, vt });
@@ -165,7 +165,8 @@ function rowLengths(r: Tensor): Float64Array {
 /**
  * The first `rank` singular triples of A, each checked: a block Krylov space of AᵀA, restarted
  * from its best triples and their residuals until ‖Aᵀu − s v‖ ≤ tolerance · s₁ for every one.
- * A matrix with a short side of 256 or less, or of less than 8 ranks, is decomposed whole.
+ * A matrix with a short side of 256 or less, or of less than 8 ranks, is decomposed in
+ * doubles instead.
  * @param a [m, n], floats
  * @throws on NaN and Inf, and when the residuals do not fall below the tolerance
  */
@@ -177,11 +178,13 @@ export function truncatedSvd(a: Tensor, rank: number, options: TruncatedOptions 
   return noGrad(() =>
     scope(() => {
       if (short <= DENSE || 8 * block > short) {
-        const { u, s, vt } = svd(a);
+        const [m, n] = a.shape as [number, number];
+        const { u, s, v } = topSvd(Matrix.fromRows(a.toArray() as Float32Array, m, n), rank);
+        const options = { backend: a.backend };
         return {
-          u: slice(u, 1, 0, rank),
-          s: s.slice(0, rank),
-          vt: slice(vt, 0, 0, rank),
+          u: tensor(u.toRows32(), [m, rank], options),
+          s,
+          vt: tensor(v.toColumns32(), [rank, n], options),
         };
       }
       return columns(krylov(a, rank, block, { tolerance, seed }));

@@ -25,19 +25,21 @@ function deltaOf(m: AdapterModule, backend: Backend): Tensor {
 }
 
 /** The bits of |x|, whose order is that of the magnitudes. */
-function magnitudes(values: Float32Array): Uint32Array {
-  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  return bits.map((w) => w & 0x7fffffff);
+function magnitudes(values: Float32Array): Int32Array {
+  const keys = new Int32Array(values.buffer, values.byteOffset, values.length).slice();
+  for (let i = 0; i < keys.length; i++) keys[i] = (keys[i] as number) & 0x7fffffff;
+  return keys;
 }
 
 /** The k-th largest of whole numbers below 2³¹, by their digits. */
-function kthLargest(keys: Uint32Array, k: number): number {
+function kthLargest(keys: Int32Array, k: number): number {
   let prefix = 0;
   let left = k;
   for (const shift of [20, 10, 0]) {
     const counts = new Uint32Array(2048);
     const above = shift === 20 ? 31 : shift + 10;
-    for (const key of keys) {
+    for (let i = 0; i < keys.length; i++) {
+      const key = keys[i] as number;
       if (above === 31 || key >>> above === prefix) {
         const digit = (key >>> shift) & (shift === 20 ? 2047 : 1023);
         counts[digit] = (counts[digit] as number) + 1;
@@ -62,12 +64,18 @@ export function pruneByMagnitude(values: Float32Array, density: number): void {
   }
   const keys = magnitudes(values);
   const least = kthLargest(keys, keep);
-  let equal = keep;
-  for (const key of keys) if (key > least) equal--;
-  for (let i = 0; i < values.length; i++) {
-    const key = keys[i] as number;
-    if (key > least || (key === least && equal-- > 0)) continue;
-    values[i] = 0;
+  const bits = new Int32Array(values.buffer, values.byteOffset, values.length);
+  let surplus = -keep;
+  for (let i = 0; i < keys.length; i++) {
+    // Ones where the key is no smaller than the least one kept: no branch, which would be a coin's.
+    const mask = (least - 1 - (keys[i] as number)) >> 31;
+    bits[i] = (bits[i] as number) & mask;
+    surplus -= mask;
+  }
+  for (let i = keys.length - 1; surplus > 0; i--) {
+    if (keys[i] !== least) continue;
+    bits[i] = 0;
+    surplus--;
   }
 }
 
@@ -88,36 +96,46 @@ function thinned(path: string, { module, index }: Part, options: DenseOptions): 
   });
 }
 
-/** Σ wᵢ xᵢ; with an election only over those of the elected sign, divided by their number. */
-function merged(
+/** Σ wᵢ xᵢ */
+function weighted(lists: readonly Float32Array[], weights: readonly number[]): Float32Array {
+  const sum = new Float64Array((lists[0] as Float32Array).length);
+  lists.forEach((x, i) => {
+    const weight = weights[i] as number;
+    for (let e = 0; e < sum.length; e++) sum[e] = (sum[e] as number) + weight * (x[e] as number);
+  });
+  return Float32Array.from(sum);
+}
+
+/** Σ wᵢ xᵢ over those of the sign that is elected for each element, divided by their number. */
+function elected(
   lists: readonly Float32Array[],
   weights: readonly number[],
-  election: SignRule | null,
+  rule: SignRule,
 ): Float32Array {
   const out = new Float32Array((lists[0] as Float32Array).length);
   for (let e = 0; e < out.length; e++) {
     let mass = 0;
-    if (election) {
-      for (const x of lists)
-        mass += election === 'total' ? (x[e] as number) : Math.sign(x[e] as number);
+    for (let i = 0; i < lists.length; i++) {
+      const x = (lists[i] as Float32Array)[e] as number;
+      mass += rule === 'total' ? x : Math.sign(x);
     }
     const sign = mass >= 0 ? 1 : -1;
     let sum = 0;
     let count = 0;
     for (let i = 0; i < lists.length; i++) {
       const x = (lists[i] as Float32Array)[e] as number;
-      if (election && Math.sign(x) !== sign) continue;
+      if (x * sign <= 0) continue;
       sum += (weights[i] as number) * x;
       count++;
     }
-    out[e] = election ? sum / Math.max(1, count) : sum;
+    out[e] = sum / Math.max(1, count);
   }
   return out;
 }
 
 function norm(values: Float32Array): number {
   let sum = 0;
-  for (const x of values) sum += x * x;
+  for (let i = 0; i < values.length; i++) sum += (values[i] as number) ** 2;
   return Math.sqrt(sum);
 }
 
@@ -140,11 +158,9 @@ export function mergeDense(
   const elects = options.method === 'ties' || options.method === 'dare-ties';
   return noGrad(() =>
     scope(() => {
-      const sum = merged(
-        parts.map((p) => thinned(path, p, options)),
-        parts.map((p) => p.weight),
-        elects ? options.sign : null,
-      );
+      const lists = parts.map((p) => thinned(path, p, options));
+      const weights = parts.map((p) => p.weight);
+      const sum = elects ? elected(lists, weights, options.sign) : weighted(lists, weights);
       const whole = tensor(sum, shape, { backend: options.backend });
       const kept = Math.min(rank, ...shape);
       const { u, s, vt } = truncatedSvd(whole, kept);
