@@ -50,6 +50,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 // What CUDA checks of a launch.
 cudaError_t cudaShimLaunch(dim3 grid, dim3 block, size_t shared);
+// Does the work now, or keeps it in the graph that the stream captures.
+void cudaShimEnqueue(cudaStream_t stream, std::function<void()> work);
 
 namespace shim {
 
@@ -187,11 +189,15 @@ inline float __int_as_float(int i) { return __uint_as_float(static_cast<uint32_t
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
 }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float normcdff(float x) { return 0.5f * std::erfc(x * -0.70710678118654752f); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
