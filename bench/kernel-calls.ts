@@ -176,6 +176,12 @@ function training(shape: ModelShape): KernelCall[] {
     call('addLowRankRows', [three, three, a, bFactor, three], [2, ...Array(b).fill(0)], {
       flops: 2 * flops,
     }),
+    call(
+      'addLowRankRows.grad',
+      [three, three, f32(b, t, r), a, bFactor, three, a, bFactor],
+      [1, 2, 1, 1, 1, ...Array(b).fill(0)],
+      { flops: 4 * flops },
+    ),
     call('mergeLowRank', [f32(c, c), a, bFactor, f32(c, c), i32(2, 1)], [0, 2], { flops: merge }),
     call('lowRankNorms', [f32(c, c), a, bFactor, f32(c)], [0, 2], { flops: merge }),
     call('adamw', [p, p, p, p], [1e-3, 0.9, 0.999, 1e-8, 0.01, 3, 1], { bytes: 7 * f * c * 4 }),

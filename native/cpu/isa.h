@@ -123,10 +123,14 @@ struct IsaTable {
                      int64_t n);
 
   float (*maxOf)(const float* x, int64_t n);  // -inf when empty; NaN is passed over
+  int64_t (*argMax)(const float* x, int64_t n);  // the first largest or the first NaN; n > 0
   double (*sum)(const float* x, int64_t n);
   double (*sumSquares)(const float* x, int64_t n);
+  void (*moments)(const float* x, int64_t n, double* sums);  // the sum and the sum of squares
   double (*dot)(const float* a, const float* b, int64_t n);
   double (*dot3)(const float* a, const float* b, const float* c, int64_t n);
+  // Sums of a b and of a b c.
+  void (*dots)(const float* a, const float* b, const float* c, int64_t n, double* sums);
   // y = exp(scale * x - shift) and its sum; y may be x; without y only the sum.
   double (*expSum)(const float* x, float scale, float shift, float* y, int64_t n);
 
@@ -135,9 +139,11 @@ struct IsaTable {
   // y = s * (w * d) + t * x + u
   void (*normGrad)(const float* w, const float* d, float s, const float* x, float t, float u,
                    float* y, int64_t n);
-  void (*addTo)(const float* x, double* acc, int64_t n);  // acc += x
-  // acc += d * (s * (x - shift))
-  void (*mulAddTo)(const float* d, const float* x, float s, float shift, double* acc, int64_t n);
+  // acc += x for n columns of rows `step` elements apart
+  void (*addTo)(const float* x, int64_t rows, int64_t step, double* acc, int64_t n);
+  // acc += d * (s * (x - shift)) for the same; shift and s of each row stand in stats
+  void (*mulAddTo)(const float* d, const float* x, const float* stats, int64_t rows, int64_t step,
+                   double* acc, int64_t n);
   void (*normalize)(const float* x, float shift, float s, const float* w, const float* b, float* y,
                     int64_t n);  // (x - shift)*s*w + b
   void (*softmaxGrad)(const float* y, const float* dy, float dot, float* dx,
@@ -153,14 +159,20 @@ struct IsaTable {
   bool (*allFinite)(const float* x, int64_t n);
 
   // Products with a side of rank r; see simd/lowrank.h.
-  // h [rows, r] = s * x [rows, n] a [r, n]^T
-  void (*rankDown)(const float* x, int64_t rows, const float* a, int64_t r, int64_t n, float s,
-                   float* h);
+  // Rows come as pointers, of which each is read from element `at` on.
+  // h [rows, r] = x [rows, n] a [r, n]^T, rows of a aStep apart
+  void (*rankDown)(const float* const* x, int64_t at, int64_t rows, const float* a, int64_t aStep,
+                   int64_t r, int64_t n, float* h);
   // t [r, n] = b [n, r]^T, rows of t tStep apart
   void (*turn)(const float* b, int64_t n, int64_t r, float* t, int64_t tStep);
-  // c [rows, cols] += p [rows, r] q [r, cols]; rows of each are its step apart
-  void (*rankUp)(float* c, int64_t cStep, int64_t rows, int64_t cols, const float* p, int64_t pStep,
-                 int64_t r, const float* q, int64_t qStep);
+  // b [n, r] = t [r, n]^T, or added to b
+  void (*turnBack)(const float* t, int64_t tStep, int64_t n, int64_t r, float* b, bool add);
+  // c [rows, cols] += p [rows, r] q [r, cols], rows of q qStep apart
+  void (*rankUp)(float* const* c, int64_t at, int64_t rows, int64_t cols, const float* p, int64_t r,
+                 const float* q, int64_t qStep);
+  // g [r, cols] = p [rows, r]^T x [rows, cols], or added to g; rows of g gStep apart
+  void (*rankOuter)(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
+                    int64_t cols, float* g, int64_t gStep, bool add);
   // y = w + p q, rounded to y's type; whether all of it is finite
   bool (*rankMerge)(const RankMerge* task, int64_t rows);
 };

@@ -34,6 +34,7 @@ const Registry& cpuKernels() {
     registerCast(r);
     registerOptim(r);
     registerLora(r);
+    registerLoraRows(r);
     return r;
   }();
   return registry;

@@ -72,6 +72,7 @@ void registerGather(Registry& registry);
 void registerCast(Registry& registry);
 void registerOptim(Registry& registry);
 void registerLora(Registry& registry);
+void registerLoraRows(Registry& registry);
 
 // Every kernel of this backend.
 const Registry& cpuKernels();

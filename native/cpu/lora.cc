@@ -1,5 +1,5 @@
-// LoRA's own products: mixed batches, merging, and the row lengths that DoRA needs. Each reads W or
-// the batch once; everything beside it is of rank r.
+// W + sum of s B A: merging, and the row lengths that DoRA needs. Each reads W once; everything
+// beside it is of rank r.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -22,97 +22,15 @@ const float* widened(const IsaTable& isa, const View& x, int64_t from, int64_t n
   return block;
 }
 
-// Checks pairs A [r, in] and B [out, r] from tensor `first` on; their largest rank.
-int64_t checkPairs(const Args& args, size_t first, size_t pairs, int64_t in, int64_t out) {
-  int64_t most = 0;
+// Checks pairs A [r, in] and B [out, r] from tensor `first` on.
+void checkPairs(const Args& args, size_t first, size_t pairs, int64_t in, int64_t out) {
   for (size_t i = 0; i < pairs; i++) {
     const View &a = args[first + 2 * i], &b = args[first + 2 * i + 1];
     bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
                 a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
     EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
            a.describe() + " and " + b.describe());
-    most = std::max(most, a.dims[0]);
   }
-  return most;
-}
-
-// Rows [from, to) of x and y, flat, that use adapter `group`.
-struct Segment {
-  int64_t from, to;
-  int group;
-};
-
-// Neighbouring rows of one adapter, in pieces that keep every thread busy.
-std::vector<Segment> segmentsOf(const Args& args, size_t adapters, int64_t batch, int64_t each) {
-  int64_t share = batch * each / (2 * std::max(args.context.threads, 1));
-  int64_t limit = std::min<int64_t>(std::max<int64_t>(share, 8), 32);
-  std::vector<Segment> segments;
-  for (int64_t b = 0; b < batch; b++) {
-    int group = static_cast<int>(
-        args.integer(adapters + static_cast<size_t>(b), -1, static_cast<int64_t>(adapters) - 1));
-    if (group < 0) continue;
-    for (int64_t from = b * each; from < (b + 1) * each;) {
-      bool joins = !segments.empty() && segments.back().group == group &&
-                   segments.back().to == from && segments.back().to - segments.back().from < limit;
-      if (!joins) segments.push_back({from, from, group});
-      Segment& last = segments.back();
-      last.to = std::min((b + 1) * each, last.from + limit);
-      from = last.to;
-    }
-  }
-  return segments;
-}
-
-// z = y + s_g (x A_g^T) B_g^T for the adapter g of each row of the batch; z = y without one.
-void addLowRankRows(const Args& args) {
-  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "y, x, pairs of A and B, and z",
-         std::to_string(args.count) + " tensors");
-  size_t adapters = (args.count - 3) / 2;
-  const View &y = args[0], &x = args[1], &z = args.out(args.count - 1);
-  EXPECT(args, x.rank >= 2 && y.rank == x.rank && x.dims[0] == y.dims[0] && x.rows() == y.rows(),
-         "y [B, .., O] and x [B, .., I]", y.describe() + " and " + x.describe());
-  EXPECT(args, isFloat(x.dtype), "x of f32, f16 or bf16", x.describe());
-  args.sameShape(0, args.count - 1);
-  int64_t batch = x.dims[0], in = x.last(), out = y.last();
-  EXPECT(args, args.attrCount == adapters + static_cast<size_t>(batch),
-         "a scale for each adapter and an adapter for each row",
-         std::to_string(args.attrCount) + " attributes");
-  int64_t most = checkPairs(args, 2, adapters, in, out);
-  Floats base = floats(args, 0);
-  float* sum = z.as<float>();
-  if (z.count == 0) return;
-  const float* from = base;
-  if (from != sum) std::memcpy(sum, from, static_cast<size_t>(z.count) * sizeof(float));
-  std::vector<Segment> segments = segmentsOf(args, adapters, batch, x.rows() / batch);
-  if (most == 0 || in == 0) return;
-
-  int64_t longest = 0;
-  for (const Segment& s : segments) longest = std::max(longest, s.to - s.from);
-  bool stored = x.dtype == DType::f32;
-  for (size_t i = 0; i < adapters; i++) stored = stored && args[2 + 2 * i].dtype == DType::f32;
-  // Of a worker: x and A as f32 where they are not, x A^T, a tile of B as f32 and turned.
-  int64_t widest = stored ? 0 : std::max(longest, most) * in;
-  int64_t own = 2 * widest + longest * most + 2 * most * kTileCols;
-  Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
-                                          static_cast<uint64_t>(args.context.threads));
-  float* scratch = held.as<float>();
-  const IsaTable& isa = *args.context.isa;
-  args.context.chunks(segments.size(), [&](int64_t at, int worker) {
-    const Segment& s = segments[static_cast<size_t>(at)];
-    const View& a = args[2 + 2 * static_cast<size_t>(s.group)];
-    const View& b = args[3 + 2 * static_cast<size_t>(s.group)];
-    int64_t r = a.dims[0], rows = s.to - s.from;
-    float *xWide = scratch + worker * own, *aWide = xWide + widest, *h = aWide + widest;
-    float *bWide = h + longest * most, *turned = bWide + most * kTileCols;
-    isa.rankDown(widened(isa, x, s.from * in, rows * in, xWide), rows,
-                 widened(isa, a, 0, r * in, aWide), r, in, static_cast<float>(args.attrs[s.group]),
-                 h);
-    for (int64_t n = 0; n < out; n += kTileCols) {
-      int64_t cols = std::min(kTileCols, out - n);
-      isa.turn(widened(isa, b, n * r, cols * r, bWide), cols, r, turned, kTileCols);
-      isa.rankUp(sum + s.from * out + n, out, rows, cols, h, r, r, turned, kTileCols);
-    }
-  });
 }
 
 // W + sum of s_i B_i A_i for a stored W [rows, cols] = [out, in], or [in, out] where transposed, a
@@ -163,8 +81,9 @@ class LowRankSum {
       const float* w = widened(isa, w_, row * cols() + tile * kTileCols, n, at);
       if (w != at) std::memcpy(at, w, static_cast<size_t>(n) * sizeof(float));
     }
-    isa.rankUp(sum, kTileCols, to - from, n, p, rank_, rank_, wide_ + tile * rank_ * kTileCols,
-               kTileCols);
+    float* lines[kTileRows];
+    for (int64_t i = 0; i < to - from; i++) lines[i] = sum + i * kTileCols;
+    isa.rankUp(lines, 0, to - from, n, p, rank_, wide_ + tile * rank_ * kTileCols, kTileCols);
   }
 
   // Rows [from, to) of a tile, rounded, into y; whether all of it is finite.
@@ -301,7 +220,6 @@ void lowRankNorms(const Args& args) {
 }  // namespace
 
 void registerLora(Registry& r) {
-  r.push_back({"addLowRankRows", addLowRankRows});
   r.push_back({"mergeLowRank", mergeLowRank});
   r.push_back({"lowRankNorms", lowRankNorms});
 }

@@ -1,9 +1,15 @@
-import { defineOp, type Meta, type Sample } from '../autograd/index.js';
+import {
+  type BackwardContext,
+  defineOp,
+  type Forward,
+  type Meta,
+  type Sample,
+} from '../autograd/index.js';
 import { computeDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
-import { sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
 import { add, scale } from './elementwise.js';
+import { branchesBackward, branchesFit, branchesForward, branchesReads } from './low-rank-rows.js';
 import { flatRows, linear, product } from './matmul.js';
 
 interface LowRankAttrs {
@@ -27,71 +33,81 @@ function sample(
   return { label, inputs: shapes.map((shape) => ({ shape })), attrs };
 }
 
+/** One adapter on every row, as the kernels of mixed batches have it. */
+const alone = ({ scale: s, own }: LowRankAttrs) => ({ scales: [s], groups: [0], own, whole: true });
+
+/** Whether a backend has the kernels that compute a branch and its gradients whole. */
+const isWhole = ({ backend }: Tensor) => backend.kernels.has('addLowRankRows.grad');
+
+/** y + s·(x Aᵀ) Bᵀ by two products. */
+function productsForward(
+  inputs: readonly Tensor[],
+  attrs: LowRankAttrs,
+  needs: readonly boolean[],
+): Forward {
+  const [y, x, a, b] = inputs as readonly [Tensor, Tensor, Tensor, Tensor];
+  const dtype = computeDType(inputs.map((t) => t.dtype));
+  const { backend } = y;
+  const h = Tensor.empty(backend, [...x.shape.slice(0, -1), a.shape[0] as number], dtype);
+  backend.run('linear', [x, a, h], []);
+  let output: Tensor;
+  if (attrs.own && y.storage.refs === 1 && y.dtype === dtype) {
+    output = y.alias();
+    y.storage.version++;
+  } else {
+    output = Tensor.empty(backend, y.shape, dtype);
+    backend.run('cast', [y, output], []);
+  }
+  backend.run('matmul', [flatRows(h), b, flatRows(output)], [0, 1, attrs.scale, 1]);
+  return { output, kept: needs[3] ? [h] : [] };
+}
+
+/** With h = x Aᵀ and dh = s·dy B: dx = dh A, dA = dhᵀ x, dB = s·dyᵀ h, by four products. */
+function productsBackward({
+  grad,
+  attrs,
+  needs,
+  input,
+  kept,
+  earlier,
+}: BackwardContext<LowRankAttrs>): (Tensor | null)[] {
+  const dy = flatRows(grad);
+  const both = { transA: true };
+  const dh = needs[1] || needs[2] ? product(dy, input(3), { alpha: attrs.scale }) : null;
+  const rows = grad.shape.slice(0, -1);
+  let dx: Tensor | null = null;
+  if (needs[1] && dh) {
+    const into = earlier(1);
+    const made = product(dh, input(2), {}, into && flatRows(into));
+    const inner = made.shape[1] as number;
+    dx = into ?? made.alias([...rows, inner]);
+  }
+  const dA = needs[2] && dh ? product(dh, flatRows(input(1)), both, earlier(2)) : null;
+  const dB = needs[3]
+    ? product(dy, flatRows(kept(0)), { ...both, alpha: attrs.scale }, earlier(3))
+    : null;
+  return [needs[0] ? grad : null, dx, dA, dB];
+}
+
 const addLowRankOp = defineOp<LowRankAttrs>({
   name: 'addLowRank',
   infer: (inputs) => {
-    const [y, x, a, b] = inputs as readonly [Meta, Meta, Meta, Meta];
-    const [rank, inner] = a.shape;
-    const [out, r] = b.shape;
-    const rows = y.shape.slice(0, -1);
-    const fits =
-      [a, b].every((m) => m.shape.length === 2) &&
-      r === rank &&
-      y.shape.at(-1) === out &&
-      x.shape.at(-1) === inner &&
-      sameShape(rows, x.shape.slice(0, -1));
-    if (!fits) {
-      throw failure(
-        'addLowRank',
-        'y [.., out], x [.., in], A [r, in] and B [out, r]',
-        inputs.map((m) => shapeText(m.shape)).join(', '),
-      );
+    const shapes = inputs.map((m) => m.shape);
+    if (branchesFit(shapes, 1)) {
+      const dtype = computeDType(inputs.map((m) => m.dtype));
+      return [{ shape: (inputs[0] as Meta).shape, dtype }];
     }
-    return [{ shape: y.shape, dtype: computeDType(inputs.map((m) => m.dtype)) }];
+    const expected = 'y [.., out], x [.., in], A [r, in] and B [out, r]';
+    throw failure('addLowRank', expected, shapes.map(shapeText).join(', '));
   },
-  reads: (needs) => ({
-    inputs: [
-      ...(needs[2] ? [1] : []),
-      ...(needs[1] ? [2] : []),
-      ...(needs[1] || needs[2] ? [3] : []),
-    ],
-  }),
-  forward: (inputs, attrs, needs) => {
-    const [y, x, a, b] = inputs as readonly [Tensor, Tensor, Tensor, Tensor];
-    const dtype = computeDType(inputs.map((t) => t.dtype));
-    const { backend } = y;
-    const h = Tensor.empty(backend, [...x.shape.slice(0, -1), a.shape[0] as number], dtype);
-    backend.run('linear', [x, a, h], []);
-    let output: Tensor;
-    if (attrs.own && y.storage.refs === 1 && y.dtype === dtype) {
-      output = y.alias();
-      y.storage.version++;
-    } else {
-      output = Tensor.empty(backend, y.shape, dtype);
-      backend.run('cast', [y, output], []);
-    }
-    backend.run('matmul', [flatRows(h), b, flatRows(output)], [0, 1, attrs.scale, 1]);
-    return { output, kept: needs[3] ? [h] : [] };
-  },
-  // y + s·(x Aᵀ) Bᵀ with h = x Aᵀ, dh = s·dy B: dx = dh A, dA = dhᵀ x, dB = s·dyᵀ h
-  backward: ({ grad, attrs, needs, input, kept, earlier }) => {
-    const dy = flatRows(grad);
-    const both = { transA: true };
-    const dh = needs[1] || needs[2] ? product(dy, input(3), { alpha: attrs.scale }) : null;
-    const rows = grad.shape.slice(0, -1);
-    let dx: Tensor | null = null;
-    if (needs[1] && dh) {
-      const into = earlier(1);
-      const made = product(dh, input(2), {}, into && flatRows(into));
-      const inner = made.shape[1] as number;
-      dx = into ?? made.alias([...rows, inner]);
-    }
-    const dA = needs[2] && dh ? product(dh, flatRows(input(1)), both, earlier(2)) : null;
-    const dB = needs[3]
-      ? product(dy, flatRows(kept(0)), { ...both, alpha: attrs.scale }, earlier(3))
-      : null;
-    return [needs[0] ? grad : null, dx, dA, dB];
-  },
+  reads: (needs, attrs) => branchesReads(needs, alone(attrs)),
+  forward: (inputs, attrs, needs) =>
+    isWhole(inputs[0] as Tensor)
+      ? branchesForward(inputs, alone(attrs), needs)
+      : productsForward(inputs, attrs, needs),
+  // y + h Bᵀ with h = s·x Aᵀ, dh = s·dy B: dx = dh A, dA = dhᵀ x, dB = dyᵀ h
+  backward: (ctx) =>
+    isWhole(ctx.grad) ? branchesBackward(ctx, alone(ctx.attrs)) : productsBackward(ctx),
   composed: (inputs, attrs) => {
     const [y, x, a, b] = inputs as readonly [Tensor, Tensor, Tensor, Tensor];
     return add(y, linear(scale(linear(x, a), attrs.scale), b));
@@ -116,7 +132,7 @@ export interface LowRankOptions {
 }
 
 /**
- * y + s·(x Aᵀ) Bᵀ: what a LoRA branch makes of its layer's output, in two products.
+ * y + s·(x Aᵀ) Bᵀ: what a LoRA branch makes of its layer's output.
  * @param y [.., out]
  * @param x [.., in]
  * @param a [r, in]

@@ -1,10 +1,18 @@
-import { defineOp, first, gradEnabled, type Meta } from '../autograd/index.js';
+import {
+  type BackwardContext,
+  defineOp,
+  type Forward,
+  first,
+  gradEnabled,
+  type Reads,
+} from '../autograd/index.js';
+import type { KernelTensor } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import { computeDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
-import { sameShape } from '../tensor/shape.js';
-import type { Tensor } from '../tensor/tensor.js';
-import { add, mul } from './elementwise.js';
+import { numel, type Shape, sameShape } from '../tensor/shape.js';
+import { Tensor } from '../tensor/tensor.js';
+import { add, mul, scale } from './elementwise.js';
 import { linear } from './matmul.js';
 import { concat } from './shape.js';
 
@@ -17,19 +25,137 @@ export interface RowFactors {
   readonly scale: number;
 }
 
-interface Attrs {
+/** Branches of adapters on the rows of a batch. */
+export interface Branches {
   readonly scales: readonly number[];
   /** The adapter of each row of the batch; −1 for none. */
   readonly groups: readonly number[];
+  /** Whether y's memory may become the result's. */
+  readonly own: boolean;
+  /** Whether all rows are one of the kernel's batch: they have one adapter. */
+  readonly whole?: boolean;
+}
+
+/** A tensor [.., C] as the kernels see its rows: [1, N, C] where they are one of the batch. */
+function seen(t: Tensor, { whole }: Branches): KernelTensor {
+  if (!whole) return t;
+  const { storage, dtype, byteOffset, shape } = t;
+  const width = shape.at(-1) as number;
+  return { storage, dtype, byteOffset, shape: [1, numel(shape.slice(0, -1)), width] };
+}
+
+/** A and B of each adapter among an op's inputs y, x, A₁, B₁, …: their places. */
+function places({ scales }: Branches): { a: number; b: number }[] {
+  return scales.map((_, i) => ({ a: 2 + 2 * i, b: 3 + 2 * i }));
+}
+
+/**
+ * y + h B_gᵀ with h = s_g·x A_gᵀ for the adapter g of each row; h is kept where a dB will be asked
+ * for. Inputs y, x, then A and B of each adapter.
+ */
+export function branchesForward(
+  inputs: readonly Tensor[],
+  attrs: Branches,
+  needs: readonly boolean[],
+): Forward {
+  const [y, x] = inputs as readonly [Tensor, Tensor];
+  const dtype = computeDType(inputs.map((t) => t.dtype));
+  const { backend } = y;
+  const owned = attrs.own && y.storage.refs === 1 && y.dtype === dtype;
+  const output = owned ? y.alias() : Tensor.empty(backend, y.shape, dtype);
+  if (owned) y.storage.version++;
+  const kept: Tensor[] = [];
+  if (places(attrs).some(({ b }) => needs[b])) {
+    const ranks = places(attrs).map(({ a }) => (inputs[a] as Tensor).shape[0] as number);
+    kept.push(Tensor.empty(backend, [...x.shape.slice(0, -1), Math.max(...ranks)], dtype));
+  }
+  const rows = [y, x].map((t) => seen(t, attrs));
+  const made = [output, ...kept].map((t) => seen(t, attrs));
+  const encoded = [...attrs.scales, ...attrs.groups];
+  backend.run('addLowRankRows', [...rows, ...inputs.slice(2), ...made], encoded);
+  return { output, kept };
+}
+
+/** What {@link branchesBackward} reads. */
+export function branchesReads(needs: readonly boolean[], attrs: Branches): Reads {
+  const factors = places(attrs);
+  const inputs = factors.some(({ a }) => needs[a]) ? [1] : [];
+  for (const { a, b } of factors) {
+    if (needs[1]) inputs.push(a);
+    if (needs[1] || needs[a]) inputs.push(b);
+  }
+  return { inputs };
+}
+
+/**
+ * With dh = s_g·dy B_g: dx = dh A_g, dA_g = dhᵀ x, dB_g = dyᵀ h, in one call; each added in place
+ * to an earlier gradient where there is one.
+ */
+export function branchesBackward(
+  { grad, inputs, needs, input, kept, earlier }: BackwardContext<unknown>,
+  attrs: Branches,
+): (Tensor | null)[] {
+  const { backend, dtype } = grad;
+  const factors = places(attrs);
+  const modes = new Map<number, number>();
+  const gradients = inputs.map((meta, i) => {
+    if (i === 0 || !needs[i]) return null;
+    const into = earlier(i);
+    const added = into?.dtype === dtype;
+    modes.set(i, added ? 2 : 1);
+    return added ? into : Tensor.empty(backend, meta.shape, dtype);
+  });
+  const mode = (i: number) => modes.get(i) ?? 0;
+  const given = [seen(grad, attrs)];
+  if (factors.some(({ a }) => needs[a])) given.push(seen(input(1), attrs));
+  if (factors.some(({ b }) => needs[b])) given.push(seen(kept(0), attrs));
+  for (const { a, b } of factors) {
+    if (needs[1]) given.push(input(a));
+    if (needs[1] || needs[a]) given.push(input(b));
+  }
+  const made = gradients.flatMap((t, i) => (t ? [i === 1 ? seen(t, attrs) : t] : []));
+  if (made.length > 0) {
+    backend.run(
+      'addLowRankRows.grad',
+      [...given, ...made],
+      [
+        factors.length,
+        ...attrs.scales,
+        mode(1),
+        ...factors.flatMap(({ a, b }) => [mode(a), mode(b)]),
+        ...attrs.groups,
+      ],
+    );
+  }
+  return gradients.map((t, i) => (i === 0 && needs[0] ? grad : t));
+}
+
+/** Whether shapes are y [.., out], x [.., in], then A [r, in] and B [out, r] of each adapter. */
+export function branchesFit(shapes: readonly Shape[], adapters: number): boolean {
+  const [y, x] = shapes as readonly [Shape, Shape];
+  const pairs = Array.from({ length: adapters }, (_, i) => {
+    const [a, b] = [shapes[2 + 2 * i], shapes[3 + 2 * i]];
+    const rank = a?.[0] as number;
+    return (
+      sameShape(a ?? [], [rank, x.at(-1) as number]) &&
+      sameShape(b ?? [], [y.at(-1) as number, rank])
+    );
+  });
+  return (
+    shapes.length === 2 + 2 * adapters &&
+    x.length >= 1 &&
+    sameShape(x.slice(0, -1), y.slice(0, -1)) &&
+    pairs.every((fits) => fits)
+  );
 }
 
 /**
  * All adapters as one of rank R = Σ r, of which each row keeps its own columns:
  * y + ((x A₁…ₙᵀ) ⊙ S) B₁…ₙᵀ with S [rows, R] the row's scale on its own columns, else 0.
  */
-function composed(inputs: readonly Tensor[], { scales, groups }: Attrs): Tensor {
+function composed(inputs: readonly Tensor[], { scales, groups }: Branches): Tensor {
   const [y, x, ...factors] = inputs as [Tensor, Tensor, ...Tensor[]];
-  if (factors.length === 0) return y.alias();
+  if (factors.length === 0) return scale(y, 1);
   const a = factors.filter((_, i) => i % 2 === 0);
   const b = factors.filter((_, i) => i % 2 === 1);
   const ranks = a.map((t) => t.shape[0] as number);
@@ -47,32 +173,24 @@ function composed(inputs: readonly Tensor[], { scales, groups }: Attrs): Tensor 
   return add(y, linear(mul(linear(x, side(a, 0)), mask), side(b, 1)));
 }
 
-const addLowRankRowsOp = defineOp<Attrs>({
+const addLowRankRowsOp = defineOp<Branches>({
   name: 'addLowRankRows',
   infer: (inputs, { scales, groups }) => {
-    const [y, x] = inputs as readonly [Meta, Meta];
-    const rows = x.shape.slice(0, -1);
-    const pairs = scales.every((_, i) => {
-      const [a, b] = [inputs[2 + 2 * i] as Meta, inputs[3 + 2 * i] as Meta];
-      const rank = a.shape[0] as number;
-      return (
-        sameShape(a.shape, [rank, x.shape.at(-1) as number]) &&
-        sameShape(b.shape, [y.shape.at(-1) as number, rank])
-      );
-    });
-    const fits =
-      inputs.length === 2 + 2 * scales.length &&
-      x.shape.length >= 2 &&
-      sameShape(rows, y.shape.slice(0, -1)) &&
-      groups.length === rows[0];
-    if (fits && pairs) return [{ shape: y.shape, dtype: computeDType(inputs.map((m) => m.dtype)) }];
+    const shapes = inputs.map((m) => m.shape);
+    const [, x] = shapes as [Shape, Shape];
+    if (x.length >= 2 && x[0] === groups.length && branchesFit(shapes, scales.length)) {
+      return [{ shape: shapes[0] as Shape, dtype: computeDType(inputs.map((m) => m.dtype)) }];
+    }
     throw failure(
       'addLowRankRows',
       `y [B, .., out], x [B, .., in], A [r, in] and B [out, r] of ${scales.length} adapters, for B = ${groups.length}`,
-      inputs.map((m) => shapeText(m.shape)).join(', '),
+      shapes.map(shapeText).join(', '),
     );
   },
-  encode: ({ scales, groups }) => [...scales, ...groups],
+  reads: branchesReads,
+  forward: branchesForward,
+  // For the adapter g of each row, dh = s_g·dy B_g: dx = dh A_g, dA_g = dhᵀ x, dB_g = dyᵀ (s_g·x A_gᵀ)
+  backward: (ctx) => branchesBackward(ctx, ctx.attrs),
   composed,
   samples: [
     {
@@ -82,7 +200,7 @@ const addLowRankRowsOp = defineOp<Attrs>({
         { shape: [4, 3, 33] },
         ...[2, 1, 17].flatMap((r) => [{ shape: [r, 33] }, { shape: [5, r] }]),
       ],
-      attrs: { scales: [0.5, 2, -1], groups: [2, -1, 0, 2] },
+      attrs: { scales: [0.5, 2, -1], groups: [2, -1, 0, 2], own: false },
     },
     {
       label: 'neighbours',
@@ -91,29 +209,39 @@ const addLowRankRowsOp = defineOp<Attrs>({
         { shape: [5, 19] },
         ...[3, 4].flatMap((r) => [{ shape: [r, 19] }, { shape: [37, r] }]),
       ],
-      attrs: { scales: [1, 1], groups: [1, 1, 1, 0, 0] },
+      attrs: { scales: [1, 1], groups: [1, 1, 1, 0, 0], own: true },
     },
     {
       label: 'one',
       inputs: [{ shape: [1, 1] }, { shape: [1, 1] }, { shape: [1, 1] }, { shape: [1, 1] }],
-      attrs: { scales: [3], groups: [0] },
+      attrs: { scales: [3], groups: [0], own: false },
     },
     {
       label: 'none',
-      inputs: [{ shape: [2, 3] }, { shape: [2, 4] }],
-      attrs: { scales: [], groups: [-1, -1] },
+      inputs: [{ shape: [2, 3] }, { shape: [2, 4] }, { shape: [2, 4] }, { shape: [3, 2] }],
+      attrs: { scales: [2], groups: [-1, -1], own: true },
     },
     {
       label: 'empty',
       inputs: [{ shape: [0, 3] }, { shape: [0, 4] }, { shape: [2, 4] }, { shape: [3, 2] }],
-      attrs: { scales: [1], groups: [] },
+      attrs: { scales: [1], groups: [], own: false },
     },
   ],
 });
 
+/** Settings of {@link addLowRankRows}. */
+export interface RowOptions {
+  /**
+   * Hands y over: its memory becomes the result's where nothing else holds it, and y must not be
+   * read again. Default false.
+   */
+  readonly own?: boolean;
+}
+
 /**
  * y + s_g (x A_gᵀ) B_gᵀ, every row of the batch with its own adapter g: one grouped product of rank
- * r, not a loop over parts of the batch. A gradient, where one is needed, goes the composed way.
+ * r, not a loop over parts of the batch; its gradients are one, too. A row answers the same bits
+ * in any company, and as {@link addLowRank} answers for its adapter alone.
  * @param y [B, .., out], f32
  * @param x [B, .., in]
  * @param factors of each adapter
@@ -124,10 +252,12 @@ export function addLowRankRows(
   x: Tensor,
   factors: readonly RowFactors[],
   groups: readonly number[],
+  options: RowOptions = {},
 ): Tensor {
   const inputs = [y, x, ...factors.flatMap(({ a, b }) => [a, b])];
-  const attrs = { scales: factors.map((f) => f.scale), groups };
-  if (gradEnabled() && inputs.some((t) => t.requiresGrad)) {
+  const attrs = { scales: factors.map((f) => f.scale), groups, own: options.own ?? false };
+  const recorded = gradEnabled() && inputs.some((t) => t.requiresGrad);
+  if (!y.backend.kernels.has(recorded ? 'addLowRankRows.grad' : 'addLowRankRows')) {
     addLowRankRowsOp.spec.infer(inputs, attrs);
     return composed(inputs, attrs);
   }

@@ -5,56 +5,90 @@
 
 namespace {
 
-VEC_INLINE float across(vf v) {
-  float lane[kWidth];
-  store(lane, v);
-  for (int n = kWidth / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; i++) lane[i] += lane[i + n];
+// Lane i of the result is the sum of v[i]'s lanes, neighbours first.
+VEC_INLINE vf sums(vf* v) {
+  vi even = {}, odd = {};
+  for (int i = 0; i < kWidth; i++) {
+    even[i] = 2 * i;
+    odd[i] = 2 * i + 1;
   }
-  return lane[0];
+#pragma GCC unroll 4
+  for (int n = kWidth / 2; n > 0; n /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+      v[i] = SHUFFLE2(v[2 * i], v[2 * i + 1], even) + SHUFFLE2(v[2 * i], v[2 * i + 1], odd);
+    }
+  }
+  return v[0];
 }
 
-// NR dot products of each of MR rows.
+// NR dot products of each of MR rows from element `at` on, at most kWidth of them.
 template <int MR, int NR>
-static void dotBlock(const float* x, const float* a, int64_t n, int64_t r, float s, float* h) {
+static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t aStep, int64_t n,
+                     float* h, int64_t r) {
+  static_assert(MR * NR <= kWidth, "a lane for each sum");
   vf acc[MR][NR] = {};
+  const float* row[MR];
+  for (int i = 0; i < MR; i++) row[i] = x[i] + at;
   int64_t p = 0;
   for (; p + kWidth <= n; p += kWidth) {
     vf xv[MR];
 #pragma GCC unroll 4
-    for (int i = 0; i < MR; i++) xv[i] = load(x + i * n + p);
-#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) xv[i] = load(row[i] + p);
+#pragma GCC unroll 16
     for (int j = 0; j < NR; j++) {
-      vf av = load(a + j * n + p);
+      vf av = load(a + j * aStep + p);
 #pragma GCC unroll 4
-      for (int i = 0; i < MR; i++) acc[i][j] += xv[i] * av;
+      for (int i = 0; i < MR; i++) acc[i][j] = fused(xv[i], av, acc[i][j]);
     }
   }
   if (p < n) {
     for (int j = 0; j < NR; j++) {
-      vf av = loadPart(a + j * n + p, n - p);
-      for (int i = 0; i < MR; i++) acc[i][j] += loadPart(x + i * n + p, n - p) * av;
+      vf av = loadPart(a + j * aStep + p, n - p);
+      for (int i = 0; i < MR; i++) acc[i][j] = fused(loadPart(row[i] + p, n - p), av, acc[i][j]);
     }
   }
+  vf all[kWidth] = {};
+#pragma GCC unroll 4
   for (int i = 0; i < MR; i++) {
-    for (int j = 0; j < NR; j++) h[i * r + j] = s * across(acc[i][j]);
+#pragma GCC unroll 16
+    for (int j = 0; j < NR; j++) all[i * NR + j] = acc[i][j];
+  }
+  vf total = sums(all);
+  if (NR == kWidth) {
+    store(h, total);
+    return;
+  }
+  float lane[kWidth];
+  store(lane, total);
+  for (int i = 0; i < MR; i++) {
+    for (int j = 0; j < NR; j++) h[i * r + j] = lane[i * NR + j];
   }
 }
 
-template <int MR>
-static void dotRows(const float* x, const float* a, int64_t r, int64_t n, float s, float* h) {
-  constexpr int NR = 8 / MR;  // independent sums enough to hide an addition's delay
-  int64_t k = 0;
-  for (; k + NR <= r; k += NR) dotBlock<MR, NR>(x, a + k * n, n, r, s, h + k);
-  for (; k < r; k++) dotBlock<MR, 1>(x, a + k * n, n, r, s, h + k);
+// `left` of the r columns of h.
+template <int MR, int NR>
+static void dotRows(const float* const* x, int64_t at, const float* a, int64_t aStep, int64_t left,
+                    int64_t n, float* h, int64_t r) {
+  for (; left >= NR; left -= NR, a += NR * aStep, h += NR)
+    dotBlock<MR, NR>(x, at, a, aStep, n, h, r);
+  if constexpr (NR > 1) {
+    if (left > 0) dotRows<MR, NR / 2>(x, at, a, aStep, left, n, h, r);
+  }
 }
 
-// h [rows, r] = s * x [rows, n] a [r, n]^T
-static void rankDown(const float* x, int64_t rows, const float* a, int64_t r, int64_t n, float s,
-                     float* h) {
+// h [rows, r] = x [rows, n] a [r, n]^T, the rows of x from element `at` of each pointer on
+static void rankDown(const float* const* x, int64_t at, int64_t rows, const float* a, int64_t aStep,
+                     int64_t r, int64_t n, float* h) {
   int64_t i = 0;
-  for (; i + 2 <= rows; i += 2) dotRows<2>(x + i * n, a, r, n, s, h + i * r);
-  if (i < rows) dotRows<1>(x + i * n, a, r, n, s, h + i * r);
+  for (; i + 4 <= rows; i += 4) {
+    dotRows<4, kWidth / 4>(x + i, at, a, aStep, r, n, h + i * r, r);
+  }
+  if (i + 2 <= rows) {
+    dotRows<2, kWidth / 2>(x + i, at, a, aStep, r, n, h + i * r, r);
+    i += 2;
+  }
+  if (i < rows) dotRows<1, kWidth>(x + i, at, a, aStep, r, n, h + i * r, r);
 }
 
 // kWidth rows of R floats, one after another, become R vectors of a column each: every round moves
@@ -73,6 +107,27 @@ VEC_INLINE void columns(vf* v) {
     for (int i = 0; i < R / 2; i++) {
       t[i] = SHUFFLE2(v[2 * i], v[2 * i + 1], even);
       t[i + R / 2] = SHUFFLE2(v[2 * i], v[2 * i + 1], odd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) v[i] = t[i];
+  }
+}
+
+// The same back: R vectors of a column each become kWidth rows of R floats, one after another.
+template <int R>
+VEC_INLINE void interleaved(vf* v) {
+  vi low = {}, high = {};
+  for (int i = 0; i < kWidth; i++) {
+    low[i] = i / 2 + (i % 2) * kWidth;
+    high[i] = low[i] + kWidth / 2;
+  }
+#pragma GCC unroll 8
+  for (int round = 1; round < R; round *= 2) {
+    vf t[R];
+#pragma GCC unroll 16
+    for (int i = 0; i < R / 2; i++) {
+      t[2 * i] = SHUFFLE2(v[i], v[i + R / 2], low);
+      t[2 * i + 1] = SHUFFLE2(v[i], v[i + R / 2], high);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) v[i] = t[i];
@@ -102,18 +157,16 @@ static void turn(const float* b, int64_t n, int64_t r, float* t, int64_t tStep) 
   if (r == 4) done = turnWhole<4>(b, n, t, tStep);
   if (r == 8 && r <= kWidth) done = turnWhole<8>(b, n, t, tStep);
   if (r == 16 && r <= kWidth) done = turnWhole<16>(b, n, t, tStep);
-  if (r > kWidth) {
-    for (; done + kWidth <= n; done += kWidth) {
-      for (int64_t k = 0; k < r; k += kWidth) {
-        int64_t wide = r - k < kWidth ? r - k : kWidth;
-        vf v[kWidth];
-        const float* from = b + done * r + k;
-        for (int i = 0; i < kWidth; i++) {
-          v[i] = wide == kWidth ? load(from + i * r) : loadPart(from + i * r, wide);
-        }
-        columns<kWidth>(v);
-        for (int64_t i = 0; i < wide; i++) store(t + (k + i) * tStep + done, v[i]);
+  for (; done + kWidth <= n; done += kWidth) {
+    for (int64_t k = 0; k < r; k += kWidth) {
+      int64_t wide = r - k < kWidth ? r - k : kWidth;
+      vf v[kWidth];
+      const float* from = b + done * r + k;
+      for (int i = 0; i < kWidth; i++) {
+        v[i] = wide == kWidth ? load(from + i * r) : loadPart(from + i * r, wide);
       }
+      columns<kWidth>(v);
+      for (int64_t i = 0; i < wide; i++) store(t + (k + i) * tStep + done, v[i]);
     }
   }
   for (; done < n; done++) {
@@ -121,67 +174,174 @@ static void turn(const float* b, int64_t n, int64_t r, float* t, int64_t tStep) 
   }
 }
 
-template <int MR, int NV>
-static void upBlock(float* c, int64_t cStep, const float* p, int64_t pStep, int64_t r,
-                    const float* q, int64_t qStep) {
-  vf acc[MR][NV];
-#pragma GCC unroll 4
-  for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
+template <int R>
+static int64_t turnBackWhole(const float* t, int64_t tStep, int64_t n, float* b, bool add) {
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    vf v[R];
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) v[i] = load(t + i * tStep + j);
+    interleaved<R>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      float* to = b + j * R + i * kWidth;
+      store(to, add ? load(to) + v[i] : v[i]);
+    }
   }
+  return j;
+}
+
+// b [n, r] = t [r, n]^T (+ b), rows of t tStep apart
+static void turnBack(const float* t, int64_t tStep, int64_t n, int64_t r, float* b, bool add) {
+  int64_t done = 0;
+  if (r == 1) done = turnBackWhole<1>(t, tStep, n, b, add);
+  if (r == 2) done = turnBackWhole<2>(t, tStep, n, b, add);
+  if (r == 4) done = turnBackWhole<4>(t, tStep, n, b, add);
+  if (r == 8 && r <= kWidth) done = turnBackWhole<8>(t, tStep, n, b, add);
+  if (r == 16 && r <= kWidth) done = turnBackWhole<16>(t, tStep, n, b, add);
+  for (; done + kWidth <= n; done += kWidth) {
+    for (int64_t k = 0; k < r; k += kWidth) {
+      int64_t wide = r - k < kWidth ? r - k : kWidth;
+      vf v[kWidth];
+      for (int64_t i = 0; i < kWidth; i++) {
+        v[i] = i < wide ? load(t + (k + i) * tStep + done) : splat(0.0f);
+      }
+      interleaved<kWidth>(v);
+      for (int i = 0; i < kWidth; i++) {
+        float* to = b + (done + i) * r + k;
+        if (wide == kWidth) {
+          store(to, add ? load(to) + v[i] : v[i]);
+        } else {
+          storePart(to, add ? loadPart(to, wide) + v[i] : v[i], wide);
+        }
+      }
+    }
+  }
+  for (; done < n; done++) {
+    for (int64_t k = 0; k < r; k++) {
+      float v = t[k * tStep + done];
+      b[done * r + k] = add ? b[done * r + k] + v : v;
+    }
+  }
+}
+
+constexpr int kRankVecs = kWidth == 16 ? 4 : 2;  // vectors of a block's row that fit the registers
+
+template <int MR, int NV>
+static void upBlock(float* const* c, int64_t at, const float* p, int64_t r, const float* q,
+                    int64_t qStep) {
+  vf acc[MR][NV] = {};
   for (int64_t k = 0; k < r; k++) {
     vf qv[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) qv[j] = load(q + k * qStep + j * kWidth);
 #pragma GCC unroll 4
     for (int i = 0; i < MR; i++) {
-      vf pv = splat(p[i * pStep + k]);
+      vf pv = splat(p[i * r + k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[i][j] += pv * qv[j];
+      for (int j = 0; j < NV; j++) acc[i][j] = fused(pv, qv[j], acc[i][j]);
     }
   }
 #pragma GCC unroll 4
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
-      float* to = c + i * cStep + j * kWidth;
+      float* to = c[i] + at + j * kWidth;
       store(to, load(to) + acc[i][j]);
     }
   }
 }
 
 template <int MR>
-static void upRows(float* c, int64_t cStep, int64_t cols, const float* p, int64_t pStep, int64_t r,
+static void upRows(float* const* c, int64_t at, int64_t cols, const float* p, int64_t r,
                    const float* q, int64_t qStep) {
   int64_t j = 0;
-  for (; j + 2 * kWidth <= cols; j += 2 * kWidth) {
-    upBlock<MR, 2>(c + j, cStep, p, pStep, r, q + j, qStep);
+  for (; j + kRankVecs * kWidth <= cols; j += kRankVecs * kWidth) {
+    upBlock<MR, kRankVecs>(c, at + j, p, r, q + j, qStep);
   }
-  for (; j + kWidth <= cols; j += kWidth) {
-    upBlock<MR, 1>(c + j, cStep, p, pStep, r, q + j, qStep);
-  }
+  for (; j + kWidth <= cols; j += kWidth) upBlock<MR, 1>(c, at + j, p, r, q + j, qStep);
   if (j == cols) return;
   int64_t rest = cols - j;
   for (int i = 0; i < MR; i++) {
-    vf acc = splat(0.0f);
+    vf acc = {};
     for (int64_t k = 0; k < r; k++) {
-      acc += splat(p[i * pStep + k]) * loadPart(q + k * qStep + j, rest);
+      acc = fused(splat(p[i * r + k]), loadPart(q + k * qStep + j, rest), acc);
     }
-    float* to = c + i * cStep + j;
+    float* to = c[i] + at + j;
     storePart(to, loadPart(to, rest) + acc, rest);
   }
 }
 
-// c [rows, cols] += p [rows, r] q [r, cols]
-static void rankUp(float* c, int64_t cStep, int64_t rows, int64_t cols, const float* p,
-                   int64_t pStep, int64_t r, const float* q, int64_t qStep) {
+// c [rows, cols] += p [rows, r] q [r, cols], the rows of c from element `at` of each pointer on
+static void rankUp(float* const* c, int64_t at, int64_t rows, int64_t cols, const float* p,
+                   int64_t r, const float* q, int64_t qStep) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    upRows<4>(c + i * cStep, cStep, cols, p + i * pStep, pStep, r, q, qStep);
+  for (; i + 4 <= rows; i += 4) upRows<4>(c + i, at, cols, p + i * r, r, q, qStep);
+  for (; i < rows; i++) upRows<1>(c + i, at, cols, p + i * r, r, q, qStep);
+}
+
+template <int KR, int NV>
+static void outerBlock(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
+                       float* g, int64_t gStep, bool add) {
+  vf acc[KR][NV] = {};
+  for (int64_t i = 0; i < rows; i++) {
+    const float *row = x[i] + at, *side = p + i * r;
+    vf xv[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) xv[j] = load(row + j * kWidth);
+#pragma GCC unroll 8
+    for (int k = 0; k < KR; k++) {
+      vf pv = splat(side[k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) acc[k][j] = fused(pv, xv[j], acc[k][j]);
+    }
   }
-  for (; i < rows; i++) {
-    upRows<1>(c + i * cStep, cStep, cols, p + i * pStep, pStep, r, q, qStep);
+#pragma GCC unroll 8
+  for (int k = 0; k < KR; k++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) {
+      float* to = g + k * gStep + j * kWidth;
+      store(to, add ? load(to) + acc[k][j] : acc[k][j]);
+    }
+  }
+}
+
+template <int KR, int NV>
+static void outerRanks(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
+                       int64_t cols, float* g, int64_t gStep, bool add) {
+  int64_t j = 0;
+  for (; j + NV * kWidth <= cols; j += NV * kWidth) {
+    outerBlock<KR, NV>(x, at + j, rows, p, r, g + j, gStep, add);
+  }
+  for (; j + kWidth <= cols; j += kWidth) {
+    outerBlock<KR, 1>(x, at + j, rows, p, r, g + j, gStep, add);
+  }
+  if (j == cols) return;
+  int64_t rest = cols - j;
+  for (int k = 0; k < KR; k++) {
+    vf acc = {};
+    for (int64_t i = 0; i < rows; i++) {
+      acc = fused(splat(p[i * r + k]), loadPart(x[i] + at + j, rest), acc);
+    }
+    float* to = g + k * gStep + j;
+    storePart(to, add ? loadPart(to, rest) + acc : acc, rest);
+  }
+}
+
+// g [r, cols] = p [rows, r]^T x [rows, cols] (+ g), the rows of x from element `at` on
+static void rankOuter(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
+                      int64_t cols, float* g, int64_t gStep, bool add) {
+  constexpr int KR = 4 * kRankVecs / 2;  // with 2 vectors as many sums as 4 with kRankVecs
+  int64_t k = 0;
+  for (; k + KR <= r; k += KR) {
+    outerRanks<KR, 2>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
+  }
+  if (KR > 4 && k + 4 <= r) {
+    outerRanks<4, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
+    k += 4;
+  }
+  for (; k < r; k++) {
+    outerRanks<1, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
   }
 }
 

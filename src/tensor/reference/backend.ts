@@ -19,6 +19,7 @@ import { dropoutKernels } from './dropout.js';
 import { elementwiseKernels } from './elementwise.js';
 import { embeddingKernels } from './embedding.js';
 import { loraKernels } from './lora.js';
+import { loraRowKernels } from './lora-rows.js';
 import { lossKernels } from './loss.js';
 import { matmulKernels } from './matmul.js';
 import { normKernels } from './norm.js';
@@ -44,6 +45,7 @@ const KERNELS: ReadonlyMap<string, Kernel> = new Map(
     ...castKernels,
     ...optimKernels,
     ...loraKernels,
+    ...loraRowKernels,
   }),
 );
 
