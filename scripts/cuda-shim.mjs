@@ -3,6 +3,8 @@
  * build/cuda-shim/lowrank_cuda_shim.so: test code, to check the kernels' logic without a GPU. Only
  * what changed is compiled again.
  *
+ * Beside it, two libraries in the place of cuBLASLt, one of them without its main function.
+ *
  *   --sanitize   with AddressSanitizer and UBSan, into build/cuda-shim-asan/
  */
 import { spawn, spawnSync } from 'node:child_process';
@@ -65,6 +67,23 @@ const libraryIn = (out) => join(out, 'lowrank_cuda_shim.so');
 /** @param {boolean} sanitize */
 const folderOf = (sanitize) => join(ROOT, 'build', sanitize ? 'cuda-shim-asan' : 'cuda-shim');
 
+const BLAS = 'test/cuda-shim/blas/cublaslt.cc';
+
+/** The tests' own cuBLASLt, and one that lacks a function. */
+async function compileBlas(
+  /** @type {string} */ cxx,
+  /** @type {string[]} */ flags,
+  /** @type {string} */ out,
+) {
+  for (const name of ['libcublasLt_shim.so', 'libcublasLt_lacking.so']) {
+    const define = name.includes('lacking') ? ['-DLACKS_MATMUL'] : [];
+    const library = join(out, name);
+    if (time(library) > time(join(ROOT, BLAS))) continue;
+    await run(cxx, [...flags, ...define, '-shared', '-o', `${library}.new`, BLAS]);
+    renameSync(`${library}.new`, library);
+  }
+}
+
 /** @param {boolean} sanitize */
 async function compile(sanitize) {
   const cxx = findTool(['g++', 'clang++', 'c++']);
@@ -87,6 +106,7 @@ async function compile(sanitize) {
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, work));
+  await compileBlas(cxx.path, flags, out);
   const library = libraryIn(out);
   if (stale.length === 0 && existsSync(library)) return;
   const link = ['-shared', ...sources.map(object), '-o', `${library}.new`];

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,8 @@ struct FaultSink {
   int kernel;
 };
 
+class Blas;
+
 struct CudaContext {
   int device = 0;
   std::string name;  // of the card
@@ -42,8 +45,9 @@ struct CudaContext {
   DeviceMemory memory;
   Fault* fault = nullptr;  // the host's address; pinned
   Fault* faultOnDevice = nullptr;
-  bool brain = false;  // products with a bf16 factor round the other one to bf16, too
-  bool tf32 = false;   // products of f32 may round their factors to TF32
+  bool brain = false;          // products with a bf16 factor round the other one to bf16, too
+  bool tf32 = false;           // products of f32 may round their factors to TF32
+  std::shared_ptr<Blas> blas;  // of blas.h; opened at the first product
 };
 
 struct CudaArgs : Call {

@@ -228,7 +228,7 @@ void batchSteps(const CudaArgs& args, size_t i, int64_t* steps) {
 void product(const CudaArgs& args, const Product& p) {
   int64_t all = p.batches.count * p.m * p.n;
   if (all == 0) return;
-  if (p.k > 0) return tiledProduct(args, p);
+  if (p.k > 0) return runProduct(args, p);
   if (p.accumulate) return;
   launch(args, noTermsKernel, dim3(blocksFor(all, kThreads)), dim3(kThreads), 0, p);
 }
@@ -251,8 +251,8 @@ void matmul(const CudaArgs& args) {
   p.m = m;
   p.n = n;
   p.k = k;
-  p.a = {a.data, a.dtype, ta ? 1 : k, ta ? m : 1};
-  p.b = {b.data, b.dtype, tb ? 1 : n, tb ? k : 1};
+  p.a = {a.data, a.dtype, ta ? 1 : k, ta ? m : 1, a.count};
+  p.b = {b.data, b.dtype, tb ? 1 : n, tb ? k : 1, b.count};
   p.y = y.as<float>();
   p.alpha = static_cast<float>(args.attrs[2]);
   p.accumulate = args.integer(3, 0, 1) != 0;
@@ -296,8 +296,8 @@ void linear(const CudaArgs& args) {
   p.m = m;
   p.n = n;
   p.k = k;
-  p.a = {x.data, x.dtype, k, 1};
-  p.b = {w.data, w.dtype, turned ? n : 1, turned ? 1 : k};
+  p.a = {x.data, x.dtype, k, 1, x.count};
+  p.b = {w.data, w.dtype, turned ? n : 1, turned ? 1 : k, w.count};
   p.y = y.as<float>();
   p.alpha = 1;
   p.batches.count = 1;

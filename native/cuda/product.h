@@ -10,6 +10,7 @@ struct Factor {
   const void* data;
   DType dtype;
   int64_t row, col;
+  int64_t count;  // elements in memory, of all batches
 };
 
 // Batches of y in order of its leading axes, and how far each axis moves in a factor, in elements.
@@ -30,6 +31,9 @@ struct Product {
   bool accumulate;
   Batches batches;
 };
+
+// Chooses the way: factors of one type by cuBLASLt or the tensor cores, what is left by tiles.
+void runProduct(const CudaArgs& args, const Product& p);
 
 // Any product, on the processor's f32 units: the fallback, and the oracle of the others.
 void tiledProduct(const CudaArgs& args, const Product& p);

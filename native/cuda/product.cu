@@ -1,0 +1,101 @@
+// The choice of a way to multiply. A product's factors get one type first: in `compute: bf16` an
+// f32 factor that meets a bf16 one is rounded, otherwise the narrower one is widened.
+#include "blas.h"
+#include "device.h"
+
+namespace lowrank {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kThin = 16;  // rows or columns for which reading the other factor is all there is
+
+// Four elements a thread, from memory aligned for that; `to` always is.
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads)
+    convertKernel(const From* from, To* to, int64_t n, bool vector) {
+  int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4;
+  if (i >= n) return;
+  struct alignas(4 * sizeof(From)) In {
+    From v[4];
+  } in;
+  struct alignas(4 * sizeof(To)) Out {
+    To v[4];
+  } out;
+  bool whole = i + 3 < n;
+  if (vector && whole) {
+    in = *reinterpret_cast<const In*>(from + i);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) in.v[j] = i + j < n ? from[i + j] : From{};
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) out.v[j] = narrow<To>(widen(in.v[j]));
+  if (whole) {
+    *reinterpret_cast<Out*>(to + i) = out;
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (i + j < n) to[i + j] = out.v[j];
+    }
+  }
+}
+
+template <class To>
+void convert(const CudaArgs& args, const Factor& f, To* to) {
+  byFloat(f.dtype, [&](auto type) {
+    using From = decltype(type);
+    bool vector = reinterpret_cast<uintptr_t>(f.data) % (4 * sizeof(From)) == 0;
+    launch(args, convertKernel<From, To>, dim3(blocksFor(f.count, 4 * kThreads)), dim3(kThreads), 0,
+           static_cast<const From*>(f.data), to, f.count, vector);
+  });
+}
+
+// A factor in another type, in scratch memory.
+class Converted {
+ public:
+  Converted(const CudaArgs& args, Factor& f, DType type)
+      : held_(f.dtype == type ? Workspace()
+                              : Workspace(args.device.memory,
+                                          static_cast<uint64_t>(f.count) * dtypeSize(type))) {
+    if (f.dtype == type) return;
+    if (type == DType::f32) {
+      convert(args, f, held_.as<float>());
+    } else {
+      convert(args, f, held_.as<Bf16>());
+    }
+    f.data = held_.as<void>();
+    f.dtype = type;
+  }
+
+ private:
+  Workspace held_;
+};
+
+bool thin(const Product& p) {
+  return p.batches.count == 1 && (p.m <= 8 || (p.a.dtype == DType::f32 && p.b.dtype == DType::f32 &&
+                                               (p.m <= kThin || p.n <= kThin)));
+}
+
+}  // namespace
+
+void runProduct(const CudaArgs& args, const Product& task) {
+  Product p = task;
+  auto is = [](const Factor& f, DType a, DType b) { return f.dtype == a || f.dtype == b; };
+  bool brain = args.device.brain && is(p.a, DType::f32, DType::bf16) &&
+               is(p.b, DType::f32, DType::bf16) &&
+               (p.a.dtype == DType::bf16 || p.b.dtype == DType::bf16);
+  if (brain) {
+    Converted a(args, p.a, DType::bf16), b(args, p.b, DType::bf16);
+    if (thin(p) || !blasProduct(args, p)) tiledProduct(args, p);
+    return;
+  }
+  if (thin(p)) return tiledProduct(args, p);
+  if (p.a.dtype == p.b.dtype) {
+    if (!blasProduct(args, p)) tiledProduct(args, p);
+    return;
+  }
+  tiledProduct(args, p);
+}
+
+}  // namespace lowrank
