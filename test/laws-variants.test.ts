@@ -16,7 +16,16 @@ import { LoraEmbedding, mergedWeight } from '../src/lora/layer.js';
 import { variantOn } from '../src/lora/variants/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { Conv1D, Conv1d, Conv2d, Embedding, Linear, Module } from '../src/nn/index.js';
-import { abs, add, cast, embedding, type RowFactors, scale } from '../src/ops/index.js';
+import {
+  abs,
+  add,
+  cast,
+  embedding,
+  matmul,
+  type RowFactors,
+  reshape,
+  scale,
+} from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
 import { normal, uniform } from '../src/tensor/random.js';
@@ -155,7 +164,11 @@ onEachBackend(
 
 /** What a change's products come to without their signs: f32's error is a share of that. */
 function productSizes(site: Site, branch: Branch): Float64Array {
-  const of = ({ a, b, scale: s }: RowFactors) => scale(site.product(abs(a), abs(b)), Math.abs(s));
+  const of = ({ a, b, scale: s }: RowFactors) => {
+    const [x, y] = [abs(a), abs(b)];
+    const whole = site.transposed ? matmul(x, y, { transA: true, transB: true }) : matmul(y, x);
+    return scale(reshape(whole, site.mergedShape), Math.abs(s));
+  };
   const parts = branch.factors()?.map(of) ?? [branch.delta()];
   return Float64Array.from(parts.reduce((sum, part) => add(sum, part)).toNumbers());
 }

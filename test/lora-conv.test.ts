@@ -5,7 +5,13 @@ import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { backward, noGrad, scope, setTrainable } from '../src/autograd/index.js';
 import { readAdapter } from '../src/lora/algebra/index.js';
-import { LoraAdapters, type LoraConfig, loadAdapter, saveAdapter } from '../src/lora/index.js';
+import {
+  LoraAdapters,
+  type LoraConfig,
+  type LoraConv,
+  loadAdapter,
+  saveAdapter,
+} from '../src/lora/index.js';
 import { Conv1d, Conv2d, Module } from '../src/nn/index.js';
 import { conv1d, conv2d, mul, reshape, sum } from '../src/ops/index.js';
 import { AdamW } from '../src/optim/index.js';
@@ -325,6 +331,8 @@ test('of a grouped convolution A sees all channels and B its own group’s, as i
     noGrad(() => scope(() => model.forward(of([1, -1], 1, 2, 1, 1)).toNumbers()));
   // h = (1 − 2, 3 − 4); y = (10 + 5 h₀, −20 + 6 h₁).
   assert.equal(outputs(), [5, -26]);
+  const [branch] = (model.first as unknown as LoraConv).branches.values();
+  assert.equal(branch?.delta().toNumbers(), [5, 10, 18, 24]);
   adapters.merge();
   assert.equal(outputs(), [5, -26]);
   const merged = model.first as Conv2d;

@@ -15,6 +15,7 @@ import {
   saveAdapter,
   siteOf,
 } from '../src/lora/index.js';
+import { mergedWeight } from '../src/lora/layer.js';
 import { variantOn } from '../src/lora/variants/index.js';
 import type { CausalLM } from '../src/models/causal-lm.js';
 import { buildCausalLM } from '../src/models/load.js';
@@ -33,6 +34,7 @@ import {
   randomize,
   relativeDifference,
   sameBytes,
+  setFloats,
   snapshot,
   TINY,
   tinyBatch,
@@ -626,5 +628,47 @@ test('a start from the weight subtracts itself: A and B change, the base does no
     assert.equal({ rank, alpha, init }, { rank: 4, alpha: 12, init: 'kaiming' });
   });
 });
+
+for (const transposed of [false, true]) {
+  const kind = transposed ? 'Conv1D' : 'Linear';
+  onEachBackend(test, `DoRA on ${kind} is merged row by row, not as a whole in f32`, (backend) => {
+    const native = backend.name === 'cpu';
+    const [outF, inF] = native ? [1600, 1000] : [60, 40];
+    const shape = transposed ? [inF, outF] : [outF, inF];
+    const weight = tensor(normal({ seed: 1, stream: 1 }, outF * inF), shape, {
+      ...{ backend, dtype: 'bf16', purpose: 'frozen' },
+    });
+    const layer = new LoraLinear(
+      transposed ? new Conv1D(weight, null) : new Linear(weight, null),
+      'l',
+    );
+    const settings = fullConfig({ rank: 2, targetModules: ['l'], variant: 'dora' });
+    layer.branches.set('a', variantOn(layer.site, settings).create(layer.site, settings, 1));
+    for (const branch of layer.branches.values()) {
+      for (const t of branch.tensors().values()) {
+        const values = normal({ seed: 2, stream: t.size }, t.size);
+        setFloats(
+          t,
+          Float32Array.from(values, (z) => (t.shape.length === 1 ? 20 + z : z)),
+        );
+      }
+    }
+    const [branch] = layer.branches.values();
+    const whole = branch?.delta().toNumbers() as number[];
+    const before = backend.memory().total;
+    backend.resetPeak();
+    const merged = scope(() => mergedWeight(layer, new Map([['a', -0.5]])));
+    // A dozen blocks of 65,536 numbers in f32 at most, whatever the layer: less than a copy of it.
+    const most = backend.memory().totalPeak - before - 2 * outF * inF;
+    if (native) assert.ok(most < 12 * 4 * 2 ** 16, `${most} bytes beside the result`);
+    const base = weight.toNumbers();
+    for (const [i, v] of merged.toNumbers().entries()) {
+      const wanted = (base[i] as number) - 0.5 * (whole[i] as number);
+      assert.ok(Math.abs(v - wanted) <= 2 ** -8 * Math.abs(wanted) + 1e-5, `${i}: ${v} ${wanted}`);
+    }
+    merged.dispose();
+    layer.dispose();
+  });
+}
 
 test.run();

@@ -1,10 +1,10 @@
-import { setTrainable } from '../autograd/index.js';
-import type { RowFactors } from '../ops/index.js';
+import { noGrad, scope, setTrainable } from '../autograd/index.js';
+import { type RowFactors, reshape } from '../ops/index.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { FullLoraConfig } from './config.js';
-import type { Site } from './site.js';
+import { matrixRows, type Site } from './site.js';
 
 /** What an adapter trains on one layer: what it adds to the layer's output and to its weight. */
 export interface Branch {
@@ -29,8 +29,13 @@ export interface Branch {
    * @param own whether the sum's memory may become the result's
    */
   addTo?(sum: Tensor, x: Tensor, own: boolean): Tensor | null;
-  /** What is added to the layer's weight, f32, as the weight is stored. */
+  /** What is added to the layer's weight, f32, in the shape that the merged one is stored in. */
   delta(): Tensor;
+  /**
+   * The same by rows of the stored matrix, so that it need not be held whole: a function of the first
+   * row and the one after the last. What it needs besides is computed once, in the caller's scope.
+   */
+  deltaRows(): (from: number, to: number) => Tensor;
   /** The same as Σ s·B A of A [r, in] and B [out, r]; null where it is no such sum. */
   factors(): readonly RowFactors[] | null;
   /** Whether it adds to the layer's bias. */
@@ -94,7 +99,13 @@ export abstract class TensorBranch implements Branch {
   }
 
   abstract change(x: Tensor, y: Tensor): Tensor | null;
-  abstract delta(): Tensor;
+  abstract deltaRows(): (from: number, to: number) => Tensor;
+
+  delta(): Tensor {
+    return noGrad(() =>
+      scope(() => reshape(this.deltaRows()(0, matrixRows(this.site)), this.site.mergedShape)),
+    );
+  }
 
   factors(): readonly RowFactors[] | null {
     return null;

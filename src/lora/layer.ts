@@ -1,11 +1,21 @@
 import { noGrad, scope } from '../autograd/index.js';
 import { type Convolution, Dense, type Embedding, Module, PlainDense } from '../nn/index.js';
-import { add, cast, mergeLowRank, mul, type RowFactors, reshape, scale } from '../ops/index.js';
+import {
+  add,
+  cast,
+  mergeLowRank,
+  mul,
+  type RowFactors,
+  reshape,
+  scale,
+  slice,
+  writeInto,
+} from '../ops/index.js';
 import { tensor } from '../tensor/create.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { isFiniteTensor } from '../tensor/finite.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { Tensor } from '../tensor/tensor.js';
 import type { Branch } from './branch.js';
 import { mixedSum } from './mixed.js';
 import { type Site, siteOf, weightMatrix } from './site.js';
@@ -49,26 +59,19 @@ function withBranches({ branches, active, rows, site }: Wrapper, x: Tensor, y: T
   return sum;
 }
 
-/** base + Σ w·change of the adapters that have one, added in f32 and rounded once to `dtype`. */
-function summed(
-  base: Tensor,
+/** A bias and what these adapters add to it, added in f32 and rounded once to `dtype`. */
+function summedBias(
+  bias: Tensor,
   weights: ReadonlyMap<string, number>,
-  changeOf: (name: string) => Tensor | null | undefined,
+  branches: ReadonlyMap<string, Branch>,
   dtype: DType,
 ): Tensor {
   return noGrad(() =>
     scope(() => {
-      let sum = cast(base, 'f32');
+      let sum = cast(bias, 'f32');
       for (const [name, share] of weights) {
-        // A scope of its own: at most three f32 arrays of the weight's shape live at once.
-        const next = scope(() => {
-          const change = changeOf(name);
-          if (!change) return undefined;
-          return add(sum, share === 1 ? change : scale(change, share));
-        });
-        if (!next) continue;
-        sum.dispose();
-        sum = next;
+        const change = branches.get(name)?.biasDelta();
+        if (change) sum = add(sum, share === 1 ? change : scale(change, share));
       }
       return cast(sum, dtype);
     }),
@@ -109,8 +112,42 @@ export function mergedWeight(
     }),
   );
   if (sum) return checkMerged(sum.merged, name, sum.finite);
-  const merged = summed(site.weight, weights, (n) => branches.get(n)?.delta(), dtype);
-  return checkMerged(merged, name);
+  return checkMerged(mergedByRows({ site, branches }, weights, dtype), name);
+}
+
+/** Numbers of a weight whose sum is formed at once, in f32: a few of them fit a core's cache. */
+const BLOCK = 2 ** 16;
+
+/** The same sum where it is no product: by rows of the stored matrix, of which a few are held in f32. */
+function mergedByRows(
+  { site, branches }: Pick<Wrapper, 'site' | 'branches'>,
+  weights: ReadonlyMap<string, number>,
+  dtype: DType,
+): Tensor {
+  return noGrad(() =>
+    scope(() => {
+      const base = weightMatrix(site);
+      const [rows, columns] = base.shape as [number, number];
+      const parts = [...weights].flatMap(([name, share]) => {
+        const branch = branches.get(name);
+        return branch ? [{ share, change: branch.deltaRows() }] : [];
+      });
+      const merged = Tensor.empty(base.backend, base.shape, dtype);
+      const step = Math.max(1, Math.floor(BLOCK / Math.max(1, columns)));
+      for (let from = 0; from < rows; from += step) {
+        const to = Math.min(rows, from + step);
+        scope(() => {
+          let sum = cast(slice(base, 0, from, to), 'f32');
+          for (const { share, change } of parts) {
+            const own = change(from, to);
+            sum = add(sum, share === 1 ? own : scale(own, share));
+          }
+          writeInto(merged, cast(sum, dtype), [from, 0]);
+        });
+      }
+      return reshape(merged, site.mergedShape);
+    }),
+  );
 }
 
 /** Σ w·ΔW of these adapters as one sum of products; null where one of them is none. */
@@ -141,7 +178,7 @@ export function mergedBias(
   bias: Tensor,
   dtype: DType = bias.dtype,
 ): Tensor {
-  const merged = summed(bias, weights, (n) => branches.get(n)?.biasDelta(), dtype);
+  const merged = summedBias(bias, weights, branches, dtype);
   return checkMerged(merged, `${site.path}.bias`);
 }
 

@@ -48,8 +48,6 @@ export interface Site {
   plain(x: Tensor): Tensor;
   /** B as a matrix [out, r], of which ΔW is B A with A as [r, in]. */
   matrixB(b: Tensor): Tensor;
-  /** B A as the weight is stored, in {@link mergedShape}. */
-  product(a: Tensor, b: Tensor): Tensor;
   /** A number for each output [out], shaped to meet the layer's output. */
   onOutput(v: Tensor): Tensor;
   /** The same, shaped to meet the stored weight. */
@@ -82,10 +80,6 @@ abstract class VectorSite {
 
   up(h: Tensor, b: Tensor, c: Tensor | null): Tensor {
     return linear(h, b, c);
-  }
-
-  product(a: Tensor, b: Tensor): Tensor {
-    return this.transposed ? matmul(a, b, { transA: true, transB: true }) : matmul(b, a);
   }
 
   onOutput(v: Tensor): Tensor {
@@ -255,10 +249,6 @@ class ConvSite implements Site {
     return mul(concat(side, 1), tensor(ones, [out, groups * inner], { backend: b.backend }));
   }
 
-  product(a: Tensor, b: Tensor): Tensor {
-    return reshape(matmul(this.matrixB(b), reshape(a, [-1, this.inFeatures])), this.mergedShape);
-  }
-
   onOutput(v: Tensor): Tensor {
     return reshape(v, this.magnitudeShape);
   }
@@ -291,6 +281,11 @@ export function weightMatrix(site: Site): Tensor {
   const { weight, transposed, inFeatures, outFeatures } = site;
   if (site.groups > 1) return spread(site);
   return reshape(weight, transposed ? [inFeatures, outFeatures] : [outFeatures, inFeatures]);
+}
+
+/** Rows of {@link weightMatrix}. */
+export function matrixRows({ transposed, inFeatures, outFeatures }: Site): number {
+  return transposed ? inFeatures : outFeatures;
 }
 
 /** How LoRA sees a plain layer. @throws for a layer of a kind that it cannot stand on */

@@ -49,11 +49,15 @@ export class TokenRows extends TensorBranch {
     const places = Int32Array.from(x.toNumbers(), (id) => this.#places.get(id) ?? 0);
     if (!places.some((p) => p > 0)) return null;
     const { backend } = x;
-    return scope(() => {
-      const none = zeros([1, this.site.outFeatures], { backend });
-      const table = concat([none, this.#more()], 0);
-      return embedding(table, tensor(places, x.shape, { backend, dtype: 'i32' }));
-    });
+    return scope(() =>
+      embedding(this.#table(), tensor(places, x.shape, { backend, dtype: 'i32' })),
+    );
+  }
+
+  /** A row of zeros, and what each token's is more than the base's. */
+  #table(): Tensor {
+    const none = zeros([1, this.site.outFeatures], { backend: this.site.weight.backend });
+    return concat([none, this.#more()], 0);
   }
 
   /** What is added to the logits of a head that shares the table. @param hidden [.., C] → [.., V] */
@@ -71,8 +75,17 @@ export class TokenRows extends TensorBranch {
     return tensor(ones, [this.ids.length, vocab], { backend: this.site.weight.backend });
   }
 
-  delta(): Tensor {
-    return noGrad(() => scope(() => matmul(this.#spread(), this.#more(), { transA: true })));
+  /** d − W in the tokens' rows, zeros in the others. */
+  deltaRows(): (from: number, to: number) => Tensor {
+    const table = this.#table();
+    return (from, to) => {
+      const places = Int32Array.from(
+        { length: to - from },
+        (_, i) => this.#places.get(from + i) ?? 0,
+      );
+      const { backend } = table;
+      return embedding(table, tensor(places, [to - from], { backend, dtype: 'i32' }));
+    };
   }
 }
 
@@ -107,6 +120,10 @@ export class TokenHead implements Branch {
 
   delta(): Tensor {
     return this.rows.delta();
+  }
+
+  deltaRows(): (from: number, to: number) => Tensor {
+    return this.rows.deltaRows();
   }
 
   factors(): null {

@@ -1,5 +1,5 @@
 import { noGrad, scope } from '../../autograd/index.js';
-import { add, affine, cast, div, lowRankNorms, mul, reshape, sub } from '../../ops/index.js';
+import { add, affine, cast, div, lowRankNorms, mul, reshape, slice, sub } from '../../ops/index.js';
 import { failure } from '../../tensor/errors.js';
 import type { Shape } from '../../tensor/shape.js';
 import type { Tensor } from '../../tensor/tensor.js';
@@ -58,15 +58,18 @@ export class DoraBranch extends LoraBranch {
     });
   }
 
-  override delta(): Tensor {
+  /** W' − W = (m/n − 1) ⊙ W + (m/n) ⊙ s·B A, in the order that loses least: m/n ⊙ (W + s·B A) − W. */
+  override deltaRows(): (from: number, to: number) => Tensor {
     const { site } = this;
-    return noGrad(() =>
-      scope(() => {
-        const weight = cast(site.weight, 'f32');
-        const moved = add(weight, super.delta());
-        return sub(mul(moved, site.onWeight(this.#factor())), weight);
-      }),
-    );
+    const weight = weightMatrix(site);
+    const products = super.deltaRows();
+    const factor = this.#factor();
+    const wide = site.transposed ? reshape(factor, [1, -1]) : null;
+    return (from, to) => {
+      const rows = cast(slice(weight, 0, from, to), 'f32');
+      const own = wide ?? reshape(slice(factor, 0, from, to), [-1, 1]);
+      return sub(mul(add(rows, products(from, to)), own), rows);
+    };
   }
 }
 

@@ -5,9 +5,11 @@ import {
   addLowRank,
   concat,
   dropout,
+  matmul,
   type RowFactors,
   reshape,
   scale,
+  slice,
   sub,
 } from '../../ops/index.js';
 import { tensor, zeros } from '../../tensor/create.js';
@@ -127,15 +129,18 @@ export class LoraBranch extends TensorBranch {
     return this.products();
   }
 
-  delta(): Tensor {
-    return noGrad(() =>
-      scope(() => {
-        const parts = this.products().map(({ a, b, scale: s }) =>
-          scale(this.site.product(a, b), s),
-        );
-        return parts.reduce((sum, part) => add(sum, part));
-      }),
-    );
+  deltaRows(): (from: number, to: number) => Tensor {
+    const { transposed } = this.site;
+    const products = this.products();
+    return (from, to) => {
+      const parts = products.map(({ a, b, scale: s }) => {
+        const block = transposed
+          ? matmul(slice(a, 1, from, to), b, { transA: true, transB: true })
+          : matmul(slice(b, 0, from, to), a);
+        return scale(block, s);
+      });
+      return parts.reduce((sum, part) => add(sum, part));
+    };
   }
 
   override written(): ReadonlyMap<string, Tensor> {
