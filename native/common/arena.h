@@ -77,7 +77,7 @@ class Arena {
   using Place = std::map<char*, Block>::iterator;
 
   // What is left of a block is not worth one of its own below this.
-  static constexpr uint64_t kLeast = uint64_t{64} << 10;
+  static constexpr uint64_t kLeast = uint64_t{16} << 10;
 
   bool unused(const Segment& s) const;
   void forget(char* segment);

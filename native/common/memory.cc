@@ -12,8 +12,8 @@ namespace {
 
 constexpr uint64_t kAlign = 64;
 constexpr uint64_t kLargest = uint64_t{1} << 39;  // half a TiB in one buffer: more is a mistake
-constexpr uint64_t kKeep = uint64_t{256} << 20;   // idle bytes that are always worth keeping
-constexpr uint64_t kLarge = uint64_t{1} << 20;    // above it buffers are the arena's
+constexpr uint64_t kKeep = uint64_t{32} << 20;    // idle bytes of small buffers, at most
+constexpr uint64_t kLarge = uint64_t{64} << 10;   // above it buffers are the arena's
 constexpr uint64_t kSlack = uint64_t{32} << 20;   // idle bytes that the arena may always have
 constexpr uint64_t kLargePage = uint64_t{2} << 20;
 constexpr int kSlotBits = 24;
@@ -142,7 +142,7 @@ char* Memory::takeLarge(uint64_t size) {
 void Memory::give(char* data, uint64_t capacity) {
   if (inArena(capacity)) {
     arena_.give(data);
-  } else if (kExact || small_ + capacity > std::max(kKeep, books_.totalPeak)) {
+  } else if (kExact || small_ + capacity > kKeep) {
     release(data, capacity);
   } else {
     idle_[capacity].push_back(data);

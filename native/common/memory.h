@@ -1,5 +1,5 @@
-// Pooled, 64-byte-aligned memory behind integer handles, with books by purpose. Buffers of a MiB
-// and more are cut from an arena; smaller ones are kept by size class.
+// Pooled, 64-byte-aligned memory behind integer handles, with books by purpose. Buffers above
+// 64 KiB are cut from an arena; smaller ones are kept by size class.
 // One per environment, used from its JavaScript thread only.
 #pragma once
 
