@@ -1,0 +1,193 @@
+// time-limit: 300
+// Products on CUDA through cuBLASLt, in whose place a library of the tests' own stands.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { test } from 'uvu';
+import * as assert from 'uvu/assert';
+import { buildShim } from '../scripts/cuda-shim.mjs';
+import { noGrad, scope } from '../src/autograd/index.js';
+import { cast } from '../src/ops/index.js';
+import type { Backend } from '../src/tensor/backend.js';
+import { tensor } from '../src/tensor/create.js';
+import { normal } from '../src/tensor/random.js';
+import { numel, type Shape } from '../src/tensor/shape.js';
+import type { Tensor } from '../src/tensor/tensor.js';
+import { native, reference } from './backends.js';
+import { cudaShim } from './cuda.js';
+import { skipUnless } from './support.js';
+
+const root = mkdtempSync(join(tmpdir(), 'lowrank-blas-'));
+const log = join(root, 'products');
+test.after(() => rmSync(root, { recursive: true, force: true }));
+const onCuda = skipUnless(test, native !== null, 'no native addon, and so no CUDA shim');
+const folder = native ? dirname(buildShim()) : '';
+const library = (name: string) => join(folder, `libcublasLt_${name}.so`);
+process.env.LOWRANK_SHIM_BLAS = library('shim');
+process.env.LOWRANK_SHIM_BLAS_LOG = log;
+const cuda = native ? cudaShim() : null;
+
+type Stored = 'f32' | 'f16' | 'bf16';
+
+interface Product {
+  readonly a: Shape;
+  readonly b: Shape;
+  readonly y: Shape;
+  readonly attrs: readonly [number, number, number, number];
+  readonly bias?: Shape;
+  readonly stored?: readonly [Stored, Stored];
+}
+
+/** The product by the kernel, from the same random numbers on any backend. */
+function multiply(backend: Backend, p: Product, kernel = 'matmul'): number[] {
+  return scope(() => {
+    const make = (shape: Shape, stream: number, dtype: Stored = 'f32'): Tensor => {
+      const values = normal({ seed: 5, stream }, numel(shape));
+      const exact = tensor(values, shape, { backend: reference });
+      const bytes = noGrad(() => cast(exact, dtype)).toNumbers();
+      return tensor(bytes, shape, { backend, dtype });
+    };
+    const [a, b] = [make(p.a, 1, p.stored?.[0]), make(p.b, 2, p.stored?.[1])];
+    const y = make(p.y, 3);
+    const inputs = p.bias ? [a, b, make(p.bias, 4)] : [a, b];
+    backend.run(kernel, [...inputs, y], kernel === 'linear' ? p.attrs.slice(0, 1) : p.attrs);
+    return y.toNumbers();
+  });
+}
+
+function agree(got: readonly number[], want: readonly number[], what: string): void {
+  const largest = Math.max(0.01, ...want.map(Math.abs));
+  got.forEach((v, i) => {
+    const off = Math.abs(v - (want[i] as number)) / largest;
+    assert.ok(off < 1e-5, `${what}: element ${i} is ${v}, expected ${want[i]}`);
+  });
+}
+
+/** Lines that the library wrote while `body` ran: one for each product it computed. */
+function products(body: () => void): string[] {
+  writeFileSync(log, '');
+  body();
+  return readFileSync(log, 'utf8').split('\n').slice(0, -1);
+}
+
+function matrices(m: number, n: number, k: number, transA: boolean, transB: boolean): Product {
+  return {
+    a: transA ? [k, m] : [m, k],
+    b: transB ? [n, k] : [k, n],
+    y: [m, n],
+    attrs: [+transA, +transB, 0.75, 1],
+  };
+}
+
+const FLAGS = [false, true];
+
+onCuda('every order, with alpha and added to what is there', () => {
+  for (const transA of FLAGS) {
+    for (const transB of FLAGS) {
+      const p = matrices(33, 24, 40, transA, transB);
+      const what = `aᵀ ${transA}, bᵀ ${transB}`;
+      const lines = products(() => {
+        agree(multiply(cuda as Backend, p), multiply(reference, p), what);
+      });
+      assert.equal(lines, ['type 0, 33 x 24 x 40, batch 1'], what);
+    }
+  }
+});
+
+onCuda('factors of one half type, one of them or both bf16 under compute bf16', () => {
+  const backend = cuda as NonNullable<typeof cuda>;
+  for (const stored of ['bf16', 'f16'] as const) {
+    const p = { ...matrices(33, 24, 40, false, true), stored: [stored, stored] as const };
+    const lines = products(() => agree(multiply(backend, p), multiply(reference, p), stored));
+    assert.equal(lines, [`type ${stored === 'bf16' ? 14 : 2}, 33 x 24 x 40, batch 1`]);
+  }
+  const mixed = { ...matrices(33, 24, 40, false, true), stored: ['f32', 'bf16'] as const };
+  const exact = multiply(reference, mixed);
+  agree(multiply(backend, mixed), exact, 'exact');
+  backend.setCompute('bf16');
+  try {
+    const rounded = multiply(reference, { ...mixed, stored: ['bf16', 'bf16'] as const });
+    const lines = products(() => agree(multiply(backend, mixed), rounded, 'rounded'));
+    assert.equal(lines, ['type 14, 33 x 24 x 40, batch 1']);
+    const plain = matrices(33, 24, 40, false, true);
+    agree(multiply(backend, plain), multiply(reference, plain), 'f32 with f32 stays exact');
+  } finally {
+    backend.setCompute('exact');
+  }
+});
+
+onCuda('a bias, by the library where it is f32', () => {
+  const p: Product = {
+    a: [3, 11, 40],
+    b: [24, 40],
+    y: [3, 11, 24],
+    bias: [24],
+    attrs: [0, 0, 1, 0],
+  };
+  const lines = products(() => {
+    agree(multiply(cuda as Backend, p, 'linear'), multiply(reference, p, 'linear'), 'bias');
+  });
+  assert.equal(lines, ['type 0, 33 x 24 x 40, batch 1, bias']);
+});
+
+onCuda('batches of one step by the library, others by tiles', () => {
+  const batch = (a: Shape, b: Shape, y: Shape): Product => ({ a, b, y, attrs: [0, 0, 1, 0] });
+  const cases: readonly (readonly [Product, number])[] = [
+    [batch([4, 20, 17], [4, 17, 19], [4, 20, 19]), 1],
+    [batch([2, 3, 20, 17], [2, 3, 17, 19], [2, 3, 20, 19]), 1],
+    [batch([20, 17], [4, 17, 19], [4, 20, 19]), 1],
+    [batch([2, 1, 20, 17], [3, 17, 19], [2, 3, 20, 19]), 0],
+  ];
+  for (const [p, calls] of cases) {
+    const lines = products(() => {
+      agree(multiply(cuda as Backend, p), multiply(reference, p), `${p.a} ${p.b}`);
+    });
+    assert.is(lines.length, calls, `${p.a} ${p.b}`);
+  }
+});
+
+onCuda('thin products, and those over no terms, by own kernels', () => {
+  for (const [m, n, k] of [
+    [1, 40, 40],
+    [200, 8, 300],
+    [8, 200, 300],
+    [20, 20, 0],
+  ] as const) {
+    const p = matrices(m, n, k, false, true);
+    const lines = products(() =>
+      agree(multiply(cuda as Backend, p), multiply(reference, p), `${m}`),
+    );
+    assert.equal(lines, []);
+  }
+});
+
+/** What a process with this environment prints: the bits of its products, and what computed them. */
+function inProcess(env: Record<string, string>): string[] {
+  const script = fileURLToPath(new URL('./cuda-shim/blas/products.ts', import.meta.url));
+  const run = spawnSync(process.execPath, ['--import', import.meta.resolve('tsx'), script], {
+    encoding: 'utf8',
+    env: { ...process.env, LOWRANK_SHIM_BLAS_LOG: '', ...env },
+  });
+  assert.is(run.status, 0, run.stderr);
+  return run.stdout.trim().split('\n');
+}
+
+onCuda('without the library, or where it fails, own kernels answer the same bits', () => {
+  const own = inProcess({ LOWRANK_SHIM_BLAS: '' });
+  assert.ok(existsSync(library('shim')) && existsSync(library('lacking')));
+  for (const env of [
+    { LOWRANK_SHIM_BLAS: join(root, 'nothing.so') },
+    { LOWRANK_SHIM_BLAS: library('lacking') },
+    { LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_REFUSE: 'heuristic' },
+    { LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_REFUSE: 'matmul' },
+  ]) {
+    const got = inProcess(env);
+    assert.equal(got.slice(0, 2), own.slice(0, 2), JSON.stringify(env));
+  }
+  const used = inProcess({ LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_LOG: log });
+  assert.is(used.length, own.length);
+});
+
+test.run();
