@@ -94,6 +94,7 @@ const SIZES: readonly (readonly [number, number, number])[] = [
   [190, 130, 3],
   [30, 420, 290],
   [420, 70, 290],
+  [66, 80, 1650],
 ];
 
 const each = (visit: (p: Product) => void) => {
@@ -166,6 +167,36 @@ for (const compute of ['exact', 'bf16'] as const) {
     );
   });
 }
+
+onNative(test, 'a long K in several spans gives the bits of one', (backend) => {
+  const { threads } = backend.info();
+  const [m, n, k, few] = [500, 520, 1700, 90];
+  const x = tensor(values([m, k], 4), [m, k], { backend });
+  const head = tensor(values([m, k], 4).subarray(0, few * k), [few, k], { backend });
+  try {
+    onEachIsa(backend, (isa) => {
+      for (const transB of [false, true]) {
+        const w = tensor(values([n, k], 5), transB ? [n, k] : [k, n], { backend });
+        const [alone, ...others] = [1, 3].flatMap((count) => {
+          backend.setThreads(count);
+          return [head, x].map((a) => {
+            const y = Tensor.empty(backend, [a.shape[0] as number, n], 'f32');
+            backend.run('matmul', [a, w, y], [0, +transB, 1, 0]);
+            return y.toNumbers();
+          });
+        }) as [number[], ...number[][]];
+        for (const other of others) {
+          assert.ok(
+            alone.every((v, i) => Object.is(v, other[i])),
+            `${isa}${transB ? ' bᵀ' : ''}`,
+          );
+        }
+      }
+    });
+  } finally {
+    backend.setThreads(threads);
+  }
+});
 
 onNative(test, 'a product’s bits do not depend on the number of threads', (backend) => {
   const { threads } = backend.info();

@@ -46,6 +46,8 @@ struct GemmTask {
   const float* bias;
   int64_t k0, k1;              // the part of K to add now: whole blocks, in order
   const float *aPack, *bPack;  // all of A or of B for that part, packed; or null
+  // What this thread packs next, to be fetched early: columns (with bPack, rows) and where in K.
+  int64_t next0, next1, nextK;
 };
 
 // The products of one kind of arithmetic. An element's bits depend on K and its own row and column

@@ -1,5 +1,6 @@
 // Matrix products: matmul with batches and transposes, and linear. Blocks of the output are tasks.
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "kernels.h"
@@ -10,10 +11,11 @@ namespace {
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kShared = int64_t{2} << 20;  // floats of a factor that all threads read, packed
+constexpr int64_t kShared = int64_t{1} << 19;  // floats of a factor that all threads read, packed
 constexpr int64_t kPackChunk = 32768;          // floats to pack that are worth handing over
 constexpr double kTaskFlops = 1.0e6, kTaskBytes = 65536;  // and work
 constexpr int64_t kFew = 16;            // rows for which B is all there is to read
+constexpr int64_t kPartBlocks = 8;      // most blocks, packed one after the other, of a part
 constexpr int64_t kPartsPerThread = 6;  // so that a thread whose core is taken delays little
 
 // Parts to cut a product into: one thread needs none.
@@ -87,12 +89,30 @@ void blocks(Context& c, const GemmTask& t, int64_t rows, int64_t cols, F f) {
   });
 }
 
+// f(i, next, worker) for i in [0, count): each thread takes a run of neighbours in order, so that
+// it knows which comes next (the first one again at the end), then what is left of other runs.
+template <class F>
+void runs(Context& c, int64_t count, F f) {
+  int64_t threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, count));
+  std::vector<std::atomic<int64_t>> taken(static_cast<size_t>(threads));
+  c.ranges(threads, 1, [&](int64_t own, int64_t, int worker) {
+    for (int64_t r = own; r < own + threads; r++) {
+      int64_t run = r % threads, from = run * count / threads, end = (run + 1) * count / threads;
+      for (;;) {
+        int64_t i = from + taken[static_cast<size_t>(run)].fetch_add(1, std::memory_order_relaxed);
+        if (i >= end) break;
+        f(i, i + 1 < end ? i + 1 : from, worker);
+      }
+    }
+  });
+}
+
 // Cut along the longer side of C; the factor of the other side is packed once for all, and each
 // part packs its own share of the other factor, so that nothing is packed twice.
 void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t parts = partsFor(c, task);
   bool byColumns = task.n >= task.m;
-  int64_t most = byColumns ? g.colBlock : g.rowBlock;
+  int64_t most = kPartBlocks * (byColumns ? g.colBlock : g.rowBlock);
   int64_t rows = task.m, cols = task.n;
   if (byColumns) {
     cols = partOf(task.n, parts, g.colTile, 2 * g.colTile, most);
@@ -101,10 +121,17 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
     rows = partOf(task.m, parts, g.rowTile, 4 * g.rowTile, most);
     cols = partOf(task.n, ceilDiv(parts, 2 * ceilDiv(task.m, rows)), g.colTile, g.colBlock, task.n);
   }
+  int64_t down = ceilDiv(task.m, rows), across = ceilDiv(task.n, cols);
   Scratch scratch(c, g);
   withPacked(c, g, task, byColumns, [&](const GemmTask& t) {
-    blocks(c, t, rows, cols, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int worker) {
-      g.gemm(&t, m0, m1, n0, n1, scratch.of(worker));
+    runs(c, down * across, [&](int64_t i, int64_t next, int worker) {
+      GemmTask part = t;
+      int64_t m0 = i / across * rows, n0 = i % across * cols;
+      // After the last part of a run comes its first one at the next blocks of K.
+      part.nextK = next > i ? t.k0 : t.k1;
+      part.next0 = byColumns ? next % across * cols : next / across * rows;
+      part.next1 = byColumns ? std::min(part.next0 + cols, t.n) : std::min(part.next0 + rows, t.m);
+      g.gemm(&part, m0, std::min(m0 + rows, t.m), n0, std::min(n0 + cols, t.n), scratch.of(worker));
     });
   });
 }

@@ -8,12 +8,13 @@
 namespace {
 
 constexpr int kCols = kVecs * kWidth;
-constexpr int64_t kDepth = 256;
-constexpr int64_t kRowBlock = kRows * 12;
-constexpr int64_t kColBlock = 256;
+constexpr int64_t kDepth = 768;
+constexpr int64_t kRowBlock = kRows * 6;
+constexpr int64_t kColBlock = 64;
 constexpr int64_t kScratch = (kRowBlock + kColBlock) * kDepth + 64;
 constexpr int64_t kNarrowCols = 64;  // most columns of narrow()
 constexpr int64_t kLine = 64;        // bytes of a cache line
+constexpr int64_t kFetchSteps = 8;   // steps between two requests for what is packed next
 
 struct Half {
   uint16_t bits;
@@ -222,11 +223,11 @@ static void pack(const void* src, int type, int64_t offset, int64_t line, int64_
   }
 }
 
-// What is read next, asked for a few cache lines at a time while the present block is computed.
+// What is packed next, asked for a few cache lines at a time while the present block is computed.
 struct Ahead {
   const char* at = nullptr;
   int64_t run = 0, step = 0, left = 0;  // bytes of a run, bytes between runs, runs
-  int64_t done = 0, share = 0;          // bytes of the present run; cache lines at a time
+  int64_t done = 0, share = 0;          // bytes of the present run; cache lines a fetch
 };
 
 VEC_INLINE void fetch(Ahead* f) {
@@ -241,9 +242,9 @@ VEC_INLINE void fetch(Ahead* f) {
   }
 }
 
-// Elements [p0, p1) of K of lines [i0, i1), spread over `calls` of the micro-kernel.
+// Elements [p0, p1) of K of lines [i0, i1), spread over `fetches`.
 static Ahead aheadOf(const void* data, int type, int64_t line, int64_t depth, int64_t i0,
-                     int64_t i1, int64_t p0, int64_t p1, int64_t calls) {
+                     int64_t i1, int64_t p0, int64_t p1, int64_t fetches) {
   Ahead f;
   int64_t size = type == 0 ? 4 : 2;
   if (i1 <= i0 || p1 <= p0 || (line != 1 && depth != 1)) return f;
@@ -253,7 +254,7 @@ static Ahead aheadOf(const void* data, int type, int64_t line, int64_t depth, in
   f.step = (along ? line : depth) * size;
   f.left = along ? i1 - i0 : p1 - p0;
   int64_t lines = f.left * ((f.run + kLine - 1) / kLine);
-  f.share = (lines + calls - 1) / calls;
+  f.share = (lines + fetches - 1) / fetches;
   return f;
 }
 
@@ -273,7 +274,7 @@ VEC_INLINE vf updated(vf sum, const float* c, const Update& u, int64_t column) {
 // c[MR][NV*kWidth] (+)= alpha * a b (+ bias); a packed [depth][MR], b rows bStep apart.
 template <int MR, int NV>
 static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, float* c,
-                  int64_t cStep, const Update& u) {
+                  int64_t cStep, const Update& u, Ahead* ahead) {
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
@@ -283,19 +284,23 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
     for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
   }
   const int64_t panel = depth * MR;
-  for (int64_t p = 0; p < depth; p++) {
-    vf bv[NV];
-    __builtin_prefetch(a + panel, 0, 2);  // the next panel may lie in a farther cache
+  for (int64_t p = 0; p < depth;) {
+    int64_t end = depth - p < kFetchSteps ? depth : p + kFetchSteps;
+    fetch(ahead);
+    for (; p < end; p++) {
+      vf bv[NV];
+      __builtin_prefetch(a + panel, 0, 2);  // the next panel may lie in a farther cache
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
+      for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; i++) {
-      vf av = splatStep(a + i);
+      for (int i = 0; i < MR; i++) {
+        vf av = splatStep(a + i);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, bv[j], acc[i][j]);
+        for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, bv[j], acc[i][j]);
+      }
+      a += MR;
+      b += bStep;
     }
-    a += MR;
-    b += bStep;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
@@ -308,7 +313,7 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
 }
 
 typedef void (*MicroKernel)(int64_t, const float*, const float*, int64_t, float*, int64_t,
-                            const Update&);
+                            const Update&, Ahead*);
 
 // Height of the block used for a panel of `rows` rows: whole panels, or the next of 8, 4, 2, 1.
 VEC_INLINE int blockRows(int64_t rows) {
@@ -391,13 +396,12 @@ static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t
       MicroKernel kernel = panel < kCols ? pick<1>(height) : pick<kVecs>(height);
       float* c = t->c + i * t->cRow + j;
       const float* a = aPack + (i - m0) * steps;
-      fetch(ahead);
       if (rows == height && cols == panel) {
-        kernel(steps, a, b, panel, c, t->cRow, u);
+        kernel(steps, a, b, panel, c, t->cRow, u, ahead);
       } else {
         edge(height, rows, cols, c, t->cRow, u,
              [&](float* block, int64_t blockStep, const Update& v) {
-               kernel(steps, a, b, panel, block, blockStep, v);
+               kernel(steps, a, b, panel, block, blockStep, v, ahead);
              });
       }
     }
@@ -416,9 +420,26 @@ static void packCols(const GemmTask* t, int64_t n0, int64_t n1, int64_t p0, int6
        blockCols((n1 - n0) % kCols), elements, to);
 }
 
-// Calls of the micro-kernel for a part of C.
-VEC_INLINE int64_t callsOf(int64_t m, int64_t n) {
-  return ((m + kRows - 1) / kRows) * ((n + kCols - 1) / kCols);
+// Fetches of the micro-kernel for a block of a part of C.
+VEC_INLINE int64_t fetchesOf(int64_t m, int64_t n, int64_t steps) {
+  return ((m + kRows - 1) / kRows) * ((n + kCols - 1) / kCols) *
+         ((steps + kFetchSteps - 1) / kFetchSteps);
+}
+
+// What is packed after lines [from, to) and `elements` of K from p0: the same lines further on in
+// K, or the next `most` lines of this part, which ends at `end`, or the next part's first ones.
+static Ahead afterBlock(const GemmTask* t, bool rows, int64_t from, int64_t to, int64_t end,
+                        int64_t most, int64_t p0, int64_t elements, int64_t fetches) {
+  int64_t step = depthOf(t->k), q0 = p0 + elements;
+  if (q0 >= t->k1) {
+    q0 = to < end ? t->k0 : t->nextK;
+    from = to < end ? to : t->next0;
+    to = to < end ? end : t->next1;
+    if (to - from > most) to = from + most;
+  }
+  int64_t q1 = q0 + step < t->k ? q0 + step : t->k;
+  return rows ? aheadOf(t->a, t->aType, t->aRow, t->aCol, from, to, q0, q1, fetches)
+              : aheadOf(t->b, t->bType, t->bCol, t->bRow, from, to, q0, q1, fetches);
 }
 
 // Columns in blocks that are packed here, each for all rows.
@@ -431,12 +452,8 @@ static void byColumns(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int
     for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
       int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
       packCols(t, nb, ne, p0, elements, bHere);
-      bool last = p0 + step >= t->k1;
-      int64_t nextCol = last ? ne : nb, nextDepth = last ? t->k0 : p0 + step;
-      int64_t nextCols = nextCol + kColBlock < n1 ? nextCol + kColBlock : n1;
-      int64_t nextEnd = nextDepth + step < t->k1 ? nextDepth + step : t->k1;
-      Ahead ahead = aheadOf(t->b, t->bType, t->bCol, t->bRow, nextCol, nextCols, nextDepth, nextEnd,
-                            callsOf(m1 - m0, ne - nb));
+      Ahead ahead = afterBlock(t, false, nb, ne, n1, kColBlock, p0, elements,
+                               fetchesOf(m1 - m0, ne - nb, steps));
       for (int64_t mb = m0; mb < m1; mb += kRowBlock) {
         int64_t me = mb + kRowBlock < m1 ? mb + kRowBlock : m1;
         const float* a = aHere;
@@ -480,12 +497,8 @@ static void byRows(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_
     for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
       int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step, steps = stepsOf(elements);
       packRows(t, mb, me, p0, elements, scratch);
-      bool last = p0 + step >= t->k1;
-      int64_t nextRow = last ? me : mb, nextDepth = last ? t->k0 : p0 + step;
-      int64_t nextRows = nextRow + kRowBlock < m1 ? nextRow + kRowBlock : m1;
-      int64_t nextEnd = nextDepth + step < t->k1 ? nextDepth + step : t->k1;
-      Ahead ahead = aheadOf(t->a, t->aType, t->aRow, t->aCol, nextRow, nextRows, nextDepth, nextEnd,
-                            callsOf(me - mb, n1 - n0));
+      Ahead ahead = afterBlock(t, true, mb, me, m1, kRowBlock, p0, elements,
+                               fetchesOf(me - mb, n1 - n0, steps));
       sweep(t, mb, me, n0, n1, p0, steps, scratch,
             t->bPack + (p0 - t->k0) / kPair * width + n0 * steps, &ahead);
     }
