@@ -108,11 +108,10 @@ export {
 // Models and text.
 export type { BeamOptions, EndReason, Hypothesis } from './models/beam.js';
 export {
-  type BertConfig,
   BertForSequenceClassification,
-  bertConfig,
   RobertaForSequenceClassification,
 } from './models/bert.js';
+export { type BertConfig, bertConfig } from './models/bert-config.js';
 export { CausalLM, type KvCache, type LossResult, type TokenBatch } from './models/causal-lm.js';
 export {
   type ProblemType,

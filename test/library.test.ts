@@ -10,6 +10,8 @@ import {
   type FinetuneOptions,
   type ForwardInput,
   finetune,
+  generate,
+  generateText,
   loadModel,
   loadTokenizer,
   mergeAdapters,
@@ -424,6 +426,44 @@ test('generate lets timers run, ends on abort, and frees its cache on break', as
   assert.throws(() => model.generate([], {}), /a prompt of 1…63 tokens/);
   assert.throws(() => model.generate([1.5]), /generate prompt\] expected whole numbers/);
   assert.throws(() => model.generate([1], { topp: 1 } as object), /"topp"\. Nearest: topP/);
+});
+
+test('a beam search lets other work run between its steps, and ends on abort', async () => {
+  await withFolder(async (dir) => {
+    writeTinyModel(dir);
+    using model = await loadModel(dir, { task: 'causal-lm' });
+    const tokenizer = await loadTokenizer(dir);
+    const beams = { numBeams: 3, maxNewTokens: 12, stopIds: [] };
+    const wanted = [...generate(model, [5, 6], beams)];
+    assert.is(wanted.length, 12);
+    let turns = 0;
+    let going = true;
+    const turn = () => {
+      turns++;
+      if (going) setImmediate(turn);
+    };
+    setImmediate(turn);
+    const made = await collect(model.generate([5, 6], beams));
+    assert.ok(turns >= 24, `${turns} turns of the event loop for 12 steps and 12 tokens`);
+    assert.equal(made, wanted);
+    const before = turns;
+    const text = await collect(model.generate('the whale', { ...beams, tokenizer }));
+    assert.ok(turns - before >= 12, `${turns - before} turns`);
+    assert.is(text.join(''), generateText(model, tokenizer, 'the whale', beams));
+    going = false;
+    // The best that there is so far comes when the search is called off.
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(), 0);
+    const called = { ...beams, maxNewTokens: 80, signal: controller.signal };
+    const some = await collect(model.generate([5, 6], called));
+    assert.ok(some.length > 0 && some.length < 80, `${some.length} tokens`);
+    const { backend } = model;
+    const { live } = backend.memory();
+    const left = model.generate([5, 6], beams);
+    await left.next();
+    await left.return(undefined as never);
+    assert.equal(backend.memory().live, live);
+  });
 });
 
 test('encodeBatch pads texts and pairs for forward', async () => {

@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert';
 import { backward, noGrad, scope } from '../src/autograd/index.js';
 import { readJsonObject } from '../src/io/files.js';
 import { LoraAdapters, loadAdapter, saveAdapter } from '../src/lora/index.js';
-import { bertConfig, bertTensorName } from '../src/models/bert.js';
+import { bertConfig, bertTensorName } from '../src/models/bert-config.js';
 import { type SequenceBatch, SequenceClassifier } from '../src/models/classifier.js';
 import { buildCausalLM, buildModel } from '../src/models/load.js';
 import { withTraining } from '../src/nn/index.js';

@@ -7,7 +7,7 @@ import type { Backend } from '../tensor/backend.js';
 import { tensor, zeros } from '../tensor/create.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { type GenerateOptions, generate } from './generate.js';
+import { type GenerateOptions, generateSteps } from './generate.js';
 import {
   type FlatInput,
   type ForwardInput,
@@ -24,7 +24,7 @@ import {
   type TokenPrompt,
   type TokenStream,
 } from './pretrained.js';
-import { streamText, type TextOptions } from './text.js';
+import { type TextOptions, textPieces } from './text.js';
 
 /** Token ids of several sequences, padded to one length; row-major [B, T]. */
 export interface TokenBatch {
@@ -269,23 +269,24 @@ export abstract class CausalLM extends PretrainedModel {
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
     const { tokenizer, ...rest } = Object.fromEntries(given) as Partial<GenerateOptions> &
       Partial<TextPromptOptions>;
-    if (tokenizer) return unhurried(streamText(this, tokenizer, start, rest as TextOptions));
+    if (tokenizer) return unhurried(textPieces(this, tokenizer, start, rest as TextOptions));
     if (typeof start === 'string') {
       const wayOut = 'Or encode the text first: generate(tokenizer.encode(text))';
       throw failure('generate', 'a tokenizer beside a prompt of text', 'none', wayOut);
     }
     const defaults = { maxNewTokens: DEFAULT_NEW_TOKENS, stopIds: this.origin?.eosIds ?? [] };
-    return unhurried(generate(this, start, { ...defaults, ...(rest as Partial<GenerateOptions>) }));
+    const settings = { ...defaults, ...(rest as Partial<GenerateOptions>) };
+    return unhurried(generateSteps(this, start, settings));
   }
 }
 
-/** Steps of a generation, between which other work runs. */
-async function* unhurried<T, R>(steps: Generator<T, R>): AsyncGenerator<T, R, undefined> {
+/** Steps of a generation, between which other work runs, also where they have nothing to show. */
+async function* unhurried<T, R>(steps: Generator<T | null, R>): AsyncGenerator<T, R, undefined> {
   try {
     for (;;) {
       const step = steps.next();
       if (step.done) return step.value;
-      yield step.value;
+      if (step.value !== null) yield step.value;
       await setImmediate();
     }
   } finally {

@@ -124,6 +124,26 @@ function searchRows(model: CausalLM, rows: readonly Row[], options: GenerateOpti
   return beamSteps(model, rows, { ...options, stopIds, useCache: options.useCache ?? true });
 }
 
+/**
+ * Steps between which other work may run, without those that have no token (null) to show.
+ */
+export function* withoutPauses<T, R>(steps: Generator<T | null, R>): Generator<T, R> {
+  let ended = false;
+  try {
+    for (;;) {
+      const step = steps.next();
+      if (step.done) {
+        ended = true;
+        return step.value;
+      }
+      if (step.value !== null) yield step.value;
+    }
+  } finally {
+    // Frees the cache where this one is left before its end.
+    if (!ended) steps.return(undefined as R);
+  }
+}
+
 function* oneByOne(model: CausalLM, row: Row, options: GenerateOptions): Generator<number, Ended> {
   for (const [id] of continueRows(model, [row], options)) {
     if (id !== null && id !== undefined) yield id;
@@ -135,9 +155,22 @@ function* ofBestBeam(
   model: CausalLM,
   row: Row,
   options: GenerateOptions,
-): Generator<number, Ended> {
-  const [found = []] = runToEnd(searchRows(model, [row], options));
-  const { ids, score, reason } = found[0] as Hypothesis;
+): Generator<number | null, Ended> {
+  const search = searchRows(model, [row], options);
+  let found: Hypothesis[][] = [];
+  try {
+    for (;;) {
+      const step = search.next();
+      if (step.done) {
+        found = step.value;
+        break;
+      }
+      yield null;
+    }
+  } finally {
+    search.return([]);
+  }
+  const { ids, score, reason } = (found[0] as Hypothesis[])[0] as Hypothesis;
   yield* ids;
   return { reason, score };
 }
@@ -162,6 +195,18 @@ export function generate(
   prompt: readonly number[],
   options: GenerateOptions,
 ): Generator<number, Ended> {
+  return withoutPauses(generateSteps(model, prompt, options));
+}
+
+/**
+ * The same, with a null for every step of a beam search, which has no token before its end: a
+ * caller may let other work run there.
+ */
+export function generateSteps(
+  model: CausalLM,
+  prompt: readonly number[],
+  options: GenerateOptions,
+): Generator<number | null, Ended> {
   checkOptions(options);
   const [row] = rowsOf(model, [prompt], options) as [Row];
   const beams = (options.numBeams ?? 1) > 1;

@@ -10,12 +10,8 @@ import { failure, nearest, onlyKnown } from '../tensor/errors.js';
 import { getBackend } from '../tensor/registry.js';
 import type { Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
-import {
-  BertForSequenceClassification,
-  bertConfig,
-  bertTensorName,
-  RobertaForSequenceClassification,
-} from './bert.js';
+import { BertForSequenceClassification, RobertaForSequenceClassification } from './bert.js';
+import { bertConfig, bertTensorName } from './bert-config.js';
 import { CausalLM } from './causal-lm.js';
 import type { SequenceClassifier } from './classifier.js';
 import { readConfig } from './config.js';

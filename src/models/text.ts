@@ -1,7 +1,7 @@
 import type { Tokenizer } from '../io/tokenizer.js';
 import { failure } from '../tensor/errors.js';
 import type { CausalLM } from './causal-lm.js';
-import { type Ended, type GenerateOptions, generate } from './generate.js';
+import { type Ended, type GenerateOptions, generateSteps, withoutPauses } from './generate.js';
 import { checkStops, StopScanner } from './stop.js';
 
 /** Settings of {@link generateText}; every other one as for `generate`. */
@@ -56,6 +56,16 @@ export function textSteps(
   prompt: string | readonly number[],
   options: TextOptions = {},
 ): Generator<TextStep, Ended> {
+  return withoutPauses(pausingSteps(model, tokenizer, prompt, options));
+}
+
+/** The same, with a null for every step of a beam search, as `generateSteps`. */
+function pausingSteps(
+  model: CausalLM,
+  tokenizer: Tokenizer,
+  prompt: string | readonly number[],
+  options: TextOptions,
+): Generator<TextStep | null, Ended> {
   const { maxNewTokens = 100, stopIds = tokenizer.eosIds, stop = [], ...rest } = options;
   checkStops(stop);
   const ids = typeof prompt === 'string' ? promptIds(tokenizer, prompt) : prompt;
@@ -63,23 +73,23 @@ export function textSteps(
   const settings = { ...rest, maxNewTokens, stopIds: [...new Set([...stopIds, ...special])] };
   const beams = (options.numBeams ?? 1) > 1;
   if (!beams || stop.length === 0) {
-    return withText(generate(model, ids, settings), tokenizer, stop, beams);
+    return withText(generateSteps(model, ids, settings), tokenizer, stop, beams);
   }
   // A beam is complete at a stop string: nothing comes after it.
   const stopWhen = (newIds: readonly number[]) => {
     const text = tokenizer.decode(newIds, { skipUnknown: true });
     return stop.some((s) => text.includes(s));
   };
-  return withText(generate(model, ids, { ...settings, stopWhen }), tokenizer, stop, true);
+  return withText(generateSteps(model, ids, { ...settings, stopWhen }), tokenizer, stop, true);
 }
 
 /** @param atOnce all ids are there at the first step, and none after a stop string */
 function* withText(
-  ids: Generator<number, Ended>,
+  ids: Generator<number | null, Ended>,
   tokenizer: Tokenizer,
   stop: readonly string[],
   atOnce: boolean,
-): Generator<TextStep, Ended> {
+): Generator<TextStep | null, Ended> {
   const stream = tokenizer.decodeStream();
   const scanner = new StopScanner(stop);
   const ended: Ended = { reason: 'stop', score: null };
@@ -90,6 +100,10 @@ function* withText(
         const rest = scanner.push(stream.end()) + scanner.end();
         if (rest !== '') yield { id: null, text: rest };
         return scanner.found === null ? step.value : { ...step.value, reason: 'stop' };
+      }
+      if (step.value === null) {
+        yield null;
+        continue;
       }
       yield { id: step.value, text: scanner.push(stream.push(step.value)) };
       if (scanner.found !== null && !atOnce) return ended;
@@ -111,15 +125,25 @@ export function streamText(
   prompt: string | readonly number[],
   options: TextOptions = {},
 ): Generator<string, Ended> {
-  return piecesOf(textSteps(model, tokenizer, prompt, options));
+  return withoutPauses(textPieces(model, tokenizer, prompt, options));
 }
 
-function* piecesOf(steps: Generator<TextStep, Ended>): Generator<string, Ended> {
+/** The same, with a null for every step that completes no text, as `generateSteps`. */
+export function textPieces(
+  model: CausalLM,
+  tokenizer: Tokenizer,
+  prompt: string | readonly number[],
+  options: TextOptions = {},
+): Generator<string | null, Ended> {
+  return piecesOf(pausingSteps(model, tokenizer, prompt, options));
+}
+
+function* piecesOf(steps: Generator<TextStep | null, Ended>): Generator<string | null, Ended> {
   try {
     for (;;) {
       const step = steps.next();
       if (step.done) return step.value;
-      if (step.value.text !== '') yield step.value.text;
+      yield step.value?.text || null;
     }
   } finally {
     steps.return({ reason: 'aborted', score: null });
