@@ -65,6 +65,17 @@ struct CudaKernel {
 using CudaRegistry = std::vector<CudaKernel>;
 
 void registerElementwise(CudaRegistry& registry);
+void registerReduce(CudaRegistry& registry);
+void registerSoftmax(CudaRegistry& registry);
+void registerNorm(CudaRegistry& registry);
+void registerRope(CudaRegistry& registry);
+void registerEmbedding(CudaRegistry& registry);
+void registerGather(CudaRegistry& registry);
+void registerDropout(CudaRegistry& registry);
+void registerLayout(CudaRegistry& registry);
+void registerCast(CudaRegistry& registry);
+void registerLoss(CudaRegistry& registry);
+void registerOptim(CudaRegistry& registry);
 void registerMatmul(CudaRegistry& registry);
 void registerAttention(CudaRegistry& registry);
 void registerLora(CudaRegistry& registry);

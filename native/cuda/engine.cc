@@ -20,6 +20,17 @@ const CudaRegistry& cudaKernels() {
   static const CudaRegistry registry = [] {
     CudaRegistry r;
     registerElementwise(r);
+    registerReduce(r);
+    registerSoftmax(r);
+    registerNorm(r);
+    registerRope(r);
+    registerEmbedding(r);
+    registerGather(r);
+    registerDropout(r);
+    registerLayout(r);
+    registerCast(r);
+    registerLoss(r);
+    registerOptim(r);
     registerMatmul(r);
     registerAttention(r);
     registerLora(r);

@@ -1,0 +1,143 @@
+// Cross-entropy with label smoothing and an ignored label.
+#include "rows.cuh"
+
+namespace lowrank {
+
+namespace {
+
+struct Loss {
+  int64_t n, v;
+  int ignore;
+  float smoothing;
+  const int* labels;
+};
+
+// Whether a row counts; a label that is none is a fault, and its row does not.
+__device__ __forceinline__ bool counts(const Loss& l, int64_t row, int lane, FaultSink sink) {
+  int label = l.labels[row];
+  if (label == l.ignore) return false;
+  if (label >= 0 && label < l.v) return true;
+  if (lane == 0) report(sink, FaultKind::label, label, l.v);
+  return false;
+}
+
+// -(1-e) logp[label] - e/V sum logp, with logp = x - max - log sum exp(x - max)
+template <int kLanes, bool Smooth, class T>
+__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+    crossEntropyKernel(const T* x, Loss l, float* loss, FaultSink sink) {
+  using R = Rows<kLanes>;
+  SHARED(Top, room, [R::kWarps]);
+  SHARED(float, sums, [R::kWarps]);
+  int64_t row = R::row();
+  if (row >= l.n) return;
+  if (!counts(l, row, R::lane(), sink)) {
+    if (R::lane() == 0) loss[row] = 0;
+    return;
+  }
+  x += row * l.v;
+  float plain = 0;
+  Top top = topOf<kLanes>(x, l.v, room, Smooth ? &plain : nullptr);
+  if constexpr (Smooth) plain = R::sum(plain, sums);
+  if (R::lane() > 0) return;
+  float logSum = logf(top.sum);
+  float value = (1.0f - l.smoothing) * (logSum - (widen(x[l.labels[row]]) - top.max));
+  if constexpr (Smooth) {
+    value += l.smoothing * (logSum + (top.max - plain / static_cast<float>(l.v)));
+  }
+  loss[row] = value;
+}
+
+// dx = dloss (softmax - (1-e) onehot - e/V); dx may be x
+template <int kLanes, class T>
+__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+    crossEntropyGradKernel(const T* x, Loss l, AnyFloats dloss, float* dx, FaultSink sink) {
+  using R = Rows<kLanes>;
+  SHARED(Top, room, [R::kWarps]);
+  int64_t row = R::row();
+  if (row >= l.n) return;
+  float* out = dx + row * l.v;
+  if (!counts(l, row, R::lane(), sink)) {
+    for (int64_t i = R::lane(); i < l.v; i += kLanes) out[i] = 0;
+    return;
+  }
+  x += row * l.v;
+  Top top = topOf<kLanes>(x, l.v, room);
+  float d = dloss[row], slope = d / top.sum, shift = d * l.smoothing / static_cast<float>(l.v);
+  float hit = d * (1.0f - l.smoothing);
+  int label = l.labels[row];
+  for (int64_t i = R::lane(); i < l.v; i += 4 * kLanes) {
+    float v[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) v[k] = i + k * kLanes < l.v ? widen(x[i + k * kLanes]) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      int64_t at = i + k * kLanes;
+      float g = expf(v[k] - top.max) * slope - shift - (at == label ? hit : 0.0f);
+      if (at < l.v) out[at] = g;
+    }
+  }
+}
+
+// Launchers.
+
+Loss check(const CudaArgs& args, size_t labels, size_t perRow) {
+  const View& logits = args[0];
+  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
+  Loss l = {};
+  l.n = logits.dims[0];
+  l.v = logits.dims[1];
+  args.shaped(labels, {l.n});
+  args.shaped(perRow, {l.n});
+  l.labels = args.typed(labels, DType::i32).as<int32_t>();
+  l.ignore = static_cast<int>(args.integer(0, INT32_MIN, INT32_MAX));
+  double smoothing = args.attrs[1];
+  EXPECT(args, smoothing >= 0 && smoothing <= 1, "smoothing from 0 to 1",
+         std::to_string(smoothing));
+  l.smoothing = static_cast<float>(smoothing);
+  return l;
+}
+
+void crossEntropy(const CudaArgs& args) {
+  args.counts(3, 2);
+  anyFloats(args, 0);
+  Loss l = check(args, 1, 2);
+  const View &x = args[0], &loss = args.out(2);
+  if (l.n == 0) return;
+  byFloat(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    byLanes(l.v, [&](auto lanes) {
+      constexpr int kLanes = decltype(lanes)::value;
+      dim3 grid(blocksFor(l.n, Rows<kLanes>::kPerBlock)), block(Rows<kLanes>::kThreads);
+      auto kernel = l.smoothing > 0 ? crossEntropyKernel<kLanes, true, T>
+                                    : crossEntropyKernel<kLanes, false, T>;
+      launch(args, kernel, grid, block, 0, x.as<T>(), l, loss.as<float>(), args.sink());
+    });
+  });
+}
+
+void crossEntropyGrad(const CudaArgs& args) {
+  args.counts(4, 2);
+  anyFloats(args, 0);
+  AnyFloats dloss = anyFloats(args, 2);
+  Loss l = check(args, 1, 2);
+  args.sameShape(0, 3);
+  const View &x = args[0], &dx = args.out(3);
+  if (dx.count == 0) return;
+  byFloat(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    byLanes(l.v, [&](auto lanes) {
+      constexpr int kLanes = decltype(lanes)::value;
+      launch(args, crossEntropyGradKernel<kLanes, T>, dim3(blocksFor(l.n, Rows<kLanes>::kPerBlock)),
+             dim3(Rows<kLanes>::kThreads), 0, x.as<T>(), l, dloss, dx.as<float>(), args.sink());
+    });
+  });
+}
+
+}  // namespace
+
+void registerLoss(CudaRegistry& r) {
+  r.push_back({"crossEntropy", crossEntropy});
+  r.push_back({"crossEntropy.grad", crossEntropyGrad});
+}
+
+}  // namespace lowrank

@@ -1,0 +1,80 @@
+// One function applied to every element of tensors of one shape.
+#pragma once
+
+#include "pack.cuh"
+
+namespace lowrank {
+
+constexpr int kMapThreads = 256;
+constexpr int kMapPacks = 2;  // of four elements, of each thread
+constexpr int kMapBlock = kMapThreads * kMapPacks * 4;
+
+// K inputs and O outputs of one shape.
+template <int K, int O>
+struct Operands {
+  AnyFloats x[K];
+  float* y[O];
+};
+
+// y = f(x), element by element; Packed: f32 at multiples of 16 bytes.
+template <bool Packed, int K, int O, class F>
+__global__ void __launch_bounds__(kMapThreads) mapKernel(Operands<K, O> all, int64_t n, F f) {
+  int64_t begin = static_cast<int64_t>(blockIdx.x) * kMapBlock;
+  if (Packed && begin + kMapBlock <= n) {
+    float x[kMapPacks][K][4];
+#pragma unroll
+    for (int p = 0; p < kMapPacks; p++) {
+#pragma unroll
+      for (int k = 0; k < K; k++) {
+        loadPack(
+            static_cast<const float*>(all.x[k].data) + begin + (p * kMapThreads + threadIdx.x) * 4,
+            x[p][k]);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < kMapPacks; p++) {
+      float out[O][4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float in[K], one[O];
+#pragma unroll
+        for (int k = 0; k < K; k++) in[k] = x[p][k][i];
+        f(in, one);
+#pragma unroll
+        for (int o = 0; o < O; o++) out[o][i] = one[o];
+      }
+#pragma unroll
+      for (int o = 0; o < O; o++) {
+        storePack(all.y[o] + begin + (p * kMapThreads + threadIdx.x) * 4, out[o]);
+      }
+    }
+    return;
+  }
+  int64_t end = begin + kMapBlock < n ? begin + kMapBlock : n;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kMapThreads) {
+    float in[K], one[O];
+#pragma unroll
+    for (int k = 0; k < K; k++) in[k] = all.x[k][i];
+    f(in, one);
+#pragma unroll
+    for (int o = 0; o < O; o++) all.y[o][i] = one[o];
+  }
+}
+
+// Launcher.
+
+template <int K, int O, class F>
+void launchMap(const CudaArgs& args, const Operands<K, O>& all, int64_t n, F f) {
+  if (n == 0) return;
+  bool packed = true;
+  for (const AnyFloats& x : all.x) packed = packed && x.f32() && aligned(x.data);
+  for (float* y : all.y) packed = packed && aligned(y);
+  dim3 grid(blocksFor(n, kMapBlock)), block(kMapThreads);
+  if (packed) {
+    launch(args, mapKernel<true, K, O, F>, grid, block, 0, all, n, f);
+  } else {
+    launch(args, mapKernel<false, K, O, F>, grid, block, 0, all, n, f);
+  }
+}
+
+}  // namespace lowrank

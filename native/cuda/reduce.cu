@@ -1,0 +1,485 @@
+// Sums over any axes, largest elements along one, and the sum of squares for clipping.
+#include "pack.cuh"
+#include "reduce.h"
+
+namespace lowrank {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// Where the elements of a sum lie: n of them for each output, lines of `width` that follow each
+// other, in parts of `chunk` elements. `outer` are the reduced axes outside a line.
+struct Lines {
+  AnyFloats x;
+  int64_t outputs, n, width, chunk;
+  Divisor parts, line;  // line: width again
+  Axes kept, outer;
+};
+
+// kLanes threads for each part of each output: y [outputs, parts]. Packed: f32, width and every
+// step a multiple of four.
+template <int kLanes, bool Packed>
+__global__ void __launch_bounds__(kThreads) sumLinesKernel(Lines l, float* y) {
+  SHARED(float, room, [kThreads / kWarp]);
+  constexpr int kEach = Packed ? 4 : 1;
+  int lane = static_cast<int>(threadIdx.x) % kLanes;
+  int64_t unit = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
+  bool active = unit < l.outputs * l.parts.n;
+  float sum[4] = {};
+  if (active) {
+    int64_t part;
+    int64_t output = divide(unit, l.parts, part);
+    int64_t base = placeOf(output, l.kept), from = part * l.chunk;
+    int64_t to = from + l.chunk < l.n ? from + l.chunk : l.n;
+#pragma unroll 4
+    for (int64_t j = from + lane * kEach; j < to; j += kLanes * kEach) {
+      int64_t at = base + j;
+      if (l.outer.rank > 0) {
+        int64_t i;
+        int64_t line = divide(j, l.line, i);
+        at = base + placeOf(line, l.outer) + i;
+      }
+      if constexpr (Packed) {
+        float v[4];
+        loadPack(static_cast<const float*>(l.x.data) + at, v);
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum[k] += v[k];
+      } else {
+        sum[0] += l.x[at];
+      }
+    }
+  }
+  float total[1] = {(sum[0] + sum[1]) + (sum[2] + sum[3])};
+  if constexpr (kLanes == kThreads) {
+    blockSum(total, room);
+  } else if constexpr (kLanes == kWarp) {
+    total[0] = warpSum(total[0]);
+  }
+  if (active && lane == 0) y[unit] = total[0];
+}
+
+// Where the rows of a sum lie: `times` of them for each of `outer` outputs of `width` columns, in
+// parts of `chunk` rows.
+struct Columns {
+  AnyFloats x;
+  int64_t width, times, chunk, parts;
+  Divisor outer, tiles;
+  Axes kept, reduced;
+};
+
+constexpr int kRows = kThreads / kWarp;
+
+// A warp a row, a lane kEach columns: y [parts, outer, width]. Packed: f32, as above.
+template <bool Packed>
+__global__ void __launch_bounds__(kThreads) sumColumnsKernel(Columns c, float* y) {
+  constexpr int kEach = Packed ? 4 : 1;
+  SHARED(float, room, [kRows][kWarp * kEach]);
+  int lane = static_cast<int>(threadIdx.x) % kWarp, row = static_cast<int>(threadIdx.x) / kWarp;
+  int64_t tile, o;
+  int64_t rest = divide(blockIdx.x, c.tiles, tile);
+  int64_t part = divide(rest, c.outer, o);
+  int64_t column = (tile * kWarp + lane) * kEach;
+  bool active = column < c.width;
+  int64_t base = placeOf(o, c.kept) + column;
+  int64_t from = part * c.chunk, to = from + c.chunk < c.times ? from + c.chunk : c.times;
+  float sum[kEach] = {};
+  if (active) {
+#pragma unroll 4
+    for (int64_t t = from + row; t < to; t += kRows) {
+      int64_t at = base + placeOf(t, c.reduced);
+      if constexpr (Packed) {
+        float v[4];
+        loadPack(static_cast<const float*>(c.x.data) + at, v);
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum[k] += v[k];
+      } else {
+        sum[0] += c.x[at];
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kEach; k++) room[row][k * kWarp + lane] = sum[k];
+  __syncthreads();
+  if (row > 0 || !active) return;
+  for (int k = 0; k < kEach; k++) {
+    float total = 0;
+    for (int r = 0; r < kRows; r++) total += room[r][k * kWarp + lane];
+    y[(part * c.outer.n + o) * c.width + column + k] = total;
+  }
+}
+
+struct Best {
+  float value;
+  int place;
+};
+
+// The larger; NaN is larger than everything, and the first of equals counts.
+__device__ __forceinline__ Best better(const Best& a, const Best& b) {
+  bool noA = a.value != a.value, noB = b.value != b.value;
+  if (noA != noB) return noA ? a : b;
+  if (!noA && a.value != b.value) return a.value > b.value ? a : b;
+  return a.place < b.place ? a : b;
+}
+
+struct Axis {
+  int64_t outer;
+  Divisor n, inner;
+};
+
+// The axis is the innermost: kLanes threads a row.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    maxLinesKernel(AnyFloats x, Axis a, float* y, int* index) {
+  SHARED(Best, room, [kThreads / kWarp]);
+  int lane = static_cast<int>(threadIdx.x) % kLanes;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
+  Best best = {-INFINITY, INT32_MAX};
+  if (row < a.outer) {
+#pragma unroll 4
+    for (int64_t i = lane; i < a.n.n; i += kLanes) {
+      best = better(best, {x[row * a.n.n + i], static_cast<int>(i)});
+    }
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    Best other = {__shfl_xor_sync(kAllLanes, best.value, step),
+                  __shfl_xor_sync(kAllLanes, best.place, step)};
+    best = better(best, other);
+  }
+  if constexpr (kLanes > kWarp) {
+    if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = best;
+    __syncthreads();
+    for (int w = 0; w < kThreads / kWarp; w++) best = better(best, room[w]);
+  }
+  if (lane > 0 || row >= a.outer) return;
+  if (y) y[row] = best.value;
+  index[row] = best.place;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    maxColumnsKernel(AnyFloats x, Axis a, float* y, int* index) {
+  int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (o >= a.outer * a.inner.n) return;
+  int64_t i;
+  int64_t base = divide(o, a.inner, i) * a.n.n * a.inner.n + i;
+  Best best = {-INFINITY, INT32_MAX};
+  for (int64_t k = 0; k < a.n.n; k++) {
+    best = better(best, {x[base + k * a.inner.n], static_cast<int>(k)});
+  }
+  if (y) y[o] = best.value;
+  index[o] = best.place;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    maxGradKernel(const int* index, AnyFloats dy, Axis a, float* dx, FaultSink sink) {
+  int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (e >= a.outer * a.n.n * a.inner.n) return;
+  int64_t i, k;
+  int64_t o = divide(divide(e, a.inner, i), a.n, k) * a.inner.n + i;
+  int64_t place = index[o];
+  if (k == 0 && (place < 0 || place >= a.n.n)) report(sink, FaultKind::id, place, a.n.n);
+  dx[e] = place == k ? dy[o] : 0.0f;
+}
+
+__device__ __forceinline__ double blockSumWide(double v, double* room) {
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  double total = 0;
+  for (int w = 0; w < kThreads / kWarp; w++) total += room[w];
+  return total;
+}
+
+constexpr int kSquareBlocks = 1024;  // the same on every card, so that the sum is, too
+
+template <bool Packed>
+__global__ void __launch_bounds__(kThreads) squaresKernel(AnyFloats x, int64_t n, double* part) {
+  SHARED(double, room, [kThreads / kWarp]);
+  int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  double sum = 0;
+  if constexpr (Packed) {
+#pragma unroll 2
+    for (int64_t i = first; i < n / 4; i += step) {
+      float v[4];
+      loadPack(static_cast<const float*>(x.data) + i * 4, v);
+#pragma unroll
+      for (int k = 0; k < 4; k++) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
+    }
+    first += n / 4 * 4;
+  }
+  for (int64_t i = first; i < n; i += step) {
+    double v = x[i];
+    sum += v * v;
+  }
+  sum = blockSumWide(sum, room);
+  if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sumPartsKernel(const double* part, int parts, float* y) {
+  SHARED(double, room, [kThreads / kWarp]);
+  double sum = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kThreads) sum += part[i];
+  sum = blockSumWide(sum, room);
+  if (threadIdx.x == 0) *y = static_cast<float>(sum);
+}
+
+// Launchers.
+
+// Axes in order of the tensor, neighbours of one kind joined: kept or reduced.
+struct Groups {
+  Axes kept, reduced;
+  bool innerReduced;
+};
+
+Groups group(const View& x, const bool* reduce) {
+  Groups g = {};
+  int64_t step[kMaxRank];
+  rowMajorOf(x, step);
+  int before = -1;  // kind of the group that is being extended
+  for (int d = 0; d < x.rank; d++) {
+    if (x.dims[d] == 1) continue;
+    int kind = reduce[d] ? 1 : 0;
+    Axes& a = kind ? g.reduced : g.kept;
+    if (kind != before) a.rank++;
+    a.dims[a.rank - 1] = a.dims[a.rank - 1].n * x.dims[d];
+    a.steps[a.rank - 1] = step[d];
+    before = kind;
+  }
+  g.innerReduced = before == 1;
+  return g;
+}
+
+int64_t productOf(const Axes& a) {
+  int64_t p = 1;
+  for (int d = 0; d < a.rank; d++) p *= a.dims[d].n;
+  return p;
+}
+
+// Parts that fill the card where there are `units` of work of n, none smaller than `least` or
+// larger than `most`, so that no thread adds up many in f32.
+int64_t partsOf(const CudaArgs& args, int64_t units, int64_t n, int64_t least, int64_t most) {
+  int64_t wish = (args.device.multiprocessors * 4 + units - 1) / units;
+  int64_t parts = wish < n / least ? wish : n / least;
+  if (parts < (n + most - 1) / most) parts = (n + most - 1) / most;
+  return parts > 1 ? parts : 1;
+}
+
+template <int kLanes>
+void launchLines(const CudaArgs& args, const Lines& l, bool packed, float* y) {
+  dim3 grid(blocksFor(l.outputs * l.parts.n, kThreads / kLanes)), block(kThreads);
+  if (packed) {
+    launch(args, sumLinesKernel<kLanes, true>, grid, block, 0, l, y);
+  } else {
+    launch(args, sumLinesKernel<kLanes, false>, grid, block, 0, l, y);
+  }
+}
+
+// The rows of a matrix.
+Lines linesOf(const AnyFloats& x, int64_t rows, int64_t n) {
+  Lines l = {};
+  l.x = x;
+  l.outputs = rows;
+  l.n = l.width = n;
+  l.kept.rank = 1;
+  l.kept.dims[0] = rows;
+  l.kept.steps[0] = n;
+  return l;
+}
+
+void sumLines(const CudaArgs& args, Lines l, float* y) {
+  bool packed = l.x.f32() && aligned(l.x.data) && l.width % 4 == 0;
+  for (int d = 0; d < l.kept.rank; d++) packed = packed && l.kept.steps[d] % 4 == 0;
+  for (int d = 0; d < l.outer.rank; d++) packed = packed && l.outer.steps[d] % 4 == 0;
+  int64_t parts = partsOf(args, l.outputs, l.n, 8192, 65536);
+  l.parts = parts;
+  l.line = l.width;
+  l.chunk = ((l.n + parts - 1) / parts + 3) / 4 * 4;
+  Workspace held(args.device.memory, parts > 1 ? static_cast<uint64_t>(l.outputs * parts) * 4 : 0);
+  float* to = parts > 1 ? held.as<float>() : y;
+  if (l.n <= 8) {
+    launchLines<1>(args, l, packed, to);
+  } else if (l.n <= 1024) {
+    launchLines<kWarp>(args, l, packed, to);
+  } else {
+    launchLines<kThreads>(args, l, packed, to);
+  }
+  if (parts > 1) sumLines(args, linesOf({to, DType::f32}, l.outputs, parts), y);
+}
+
+// The columns of a matrix.
+Columns columnsOf(const AnyFloats& x, int64_t rows, int64_t width) {
+  Columns c = {};
+  c.x = x;
+  c.width = width;
+  c.times = rows;
+  c.outer = 1;
+  c.reduced.rank = 1;
+  c.reduced.dims[0] = rows;
+  c.reduced.steps[0] = width;
+  return c;
+}
+
+void sumColumns(const CudaArgs& args, Columns c, float* y) {
+  bool packed = c.x.f32() && aligned(c.x.data) && c.width % 4 == 0;
+  for (int d = 0; d < c.kept.rank; d++) packed = packed && c.kept.steps[d] % 4 == 0;
+  for (int d = 0; d < c.reduced.rank; d++) packed = packed && c.reduced.steps[d] % 4 == 0;
+  int64_t across = packed ? kWarp * 4 : kWarp;
+  int64_t tiles = (c.width + across - 1) / across, outer = c.outer.n, outputs = outer * c.width;
+  c.tiles = tiles;
+  c.parts = partsOf(args, outer * tiles, c.times, 64, 4096);
+  c.chunk = (c.times + c.parts - 1) / c.parts;
+  Workspace held(args.device.memory,
+                 c.parts > 1 ? static_cast<uint64_t>(outputs * c.parts) * 4 : 0);
+  float* to = c.parts > 1 ? held.as<float>() : y;
+  dim3 grid(static_cast<unsigned>(tiles * outer * c.parts)), block(kThreads);
+  if (packed) {
+    launch(args, sumColumnsKernel<true>, grid, block, 0, c, to);
+  } else {
+    launch(args, sumColumnsKernel<false>, grid, block, 0, c, to);
+  }
+  if (c.parts > 1) sumColumns(args, columnsOf({to, DType::f32}, c.parts, outputs), y);
+}
+
+void sum(const CudaArgs& args) {
+  args.atLeast(2, 0);
+  EXPECT(args, args.count == 2, "2 tensors", std::to_string(args.count));
+  const View& x = args[0];
+  bool reduce[kMaxRank] = {};
+  for (size_t i = 0; i < args.attrCount; i++) {
+    int axis = args.axis(i, x.rank);
+    EXPECT(args, !reduce[axis], "each axis once", "axis " + std::to_string(axis) + " twice");
+    reduce[axis] = true;
+  }
+  AnyFloats in = anyFloats(args, 0);
+  View want = x;
+  want.rank = 0;
+  for (int d = 0; d < x.rank; d++) {
+    if (!reduce[d]) want.dims[want.rank++] = x.dims[d];
+  }
+  EXPECT(args, want.sameShape(args[1]), "an output as " + want.describe(), args[1].describe());
+  const View& y = args.out(1);
+  if (y.count == 0) return;
+  if (x.count == 0) {
+    cudaCheck(args.kernel, cudaMemsetAsync(y.data, 0, y.bytes(), args.device.stream));
+    return;
+  }
+  Groups g = group(x, reduce);
+  if (g.innerReduced || g.kept.rank == 0) {
+    Lines l = {};
+    l.x = in;
+    l.outputs = y.count;
+    l.n = productOf(g.reduced);
+    l.width = g.reduced.rank > 0 ? g.reduced.dims[g.reduced.rank - 1].n : 1;
+    l.kept = g.kept;
+    l.outer = g.reduced;
+    if (l.outer.rank > 0) l.outer.rank--;
+    sumLines(args, l, y.as<float>());
+  } else {
+    Columns c = {};
+    c.x = in;
+    c.width = g.kept.dims[g.kept.rank - 1].n;
+    c.outer = y.count / c.width;
+    c.times = productOf(g.reduced);
+    c.kept = g.kept;
+    c.kept.rank--;
+    c.reduced = g.reduced;
+    sumColumns(args, c, y.as<float>());
+  }
+}
+
+Axis axisOf(const CudaArgs& args, size_t full, size_t reducedTensor) {
+  const View& x = args[full];
+  int axis = args.axis(0, x.rank);
+  View want = x;
+  want.rank = 0;
+  for (int d = 0; d < x.rank; d++) {
+    if (d != axis) want.dims[want.rank++] = x.dims[d];
+  }
+  EXPECT(args, want.sameShape(args[reducedTensor]),
+         "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
+         args[reducedTensor].describe());
+  return {x.product(0, axis), x.dims[axis], x.product(axis + 1, x.rank)};
+}
+
+// The first largest; the first NaN is larger than everything.
+void largest(const CudaArgs& args, const AnyFloats& x, const Axis& a, float* y, int32_t* index) {
+  EXPECT(args, a.n.n > 0, "an axis with elements", args[0].describe());
+  EXPECT(args, a.n.n <= INT32_MAX, "an axis whose places fit i32", args[0].describe());
+  dim3 block(kThreads);
+  if (a.inner.n > 1) {
+    launch(args, maxColumnsKernel, dim3(blocksFor(a.outer * a.inner.n, kThreads)), block, 0, x, a,
+           y, index);
+  } else if (a.n.n <= 1024) {
+    launch(args, maxLinesKernel<kWarp>, dim3(blocksFor(a.outer, kThreads / kWarp)), block, 0, x, a,
+           y, index);
+  } else {
+    launch(args, maxLinesKernel<kThreads>, dim3(blocksFor(a.outer, 1)), block, 0, x, a, y, index);
+  }
+}
+
+void max(const CudaArgs& args) {
+  args.counts(3, 1);
+  AnyFloats x = anyFloats(args, 0);
+  args.sameShape(1, 2);
+  Axis a = axisOf(args, 0, 1);
+  float* y = args.out(1).as<float>();
+  int32_t* index = args.out(2, DType::i32).as<int32_t>();
+  if (args[1].count > 0) largest(args, x, a, y, index);
+}
+
+void argmax(const CudaArgs& args) {
+  args.counts(2, 1);
+  AnyFloats x = anyFloats(args, 0);
+  Axis a = axisOf(args, 0, 1);
+  int32_t* index = args.out(1, DType::i32).as<int32_t>();
+  if (args[1].count > 0) largest(args, x, a, nullptr, index);
+}
+
+void maxGrad(const CudaArgs& args) {
+  args.counts(3, 1);
+  const int32_t* index = args.typed(0, DType::i32).as<int32_t>();
+  AnyFloats dy = anyFloats(args, 1);
+  args.sameShape(0, 1);
+  Axis a = axisOf(args, 2, 0);
+  const View& dx = args.out(2);
+  if (dx.count == 0) return;
+  launch(args, maxGradKernel, dim3(blocksFor(dx.count, kThreads)), dim3(kThreads), 0, index, dy, a,
+         dx.as<float>(), args.sink());
+}
+
+// Blocks of the grid, then their sums in order.
+void sumSquares(const CudaArgs& args) {
+  args.counts(2, 0);
+  AnyFloats x = anyFloats(args, 0);
+  const View& y = args.out(1);
+  EXPECT(args, y.count == 1, "an output of one element", y.describe());
+  int64_t n = args[0].count, wish = (n + kThreads * 8 - 1) / (kThreads * 8);
+  int blocks = static_cast<int>(wish < kSquareBlocks ? wish : kSquareBlocks);
+  Workspace held(args.device.memory, static_cast<uint64_t>(blocks) * sizeof(double));
+  double* part = held.as<double>();
+  dim3 grid(static_cast<unsigned>(blocks)), block(kThreads);
+  if (blocks > 0 && x.f32() && aligned(x.data)) {
+    launch(args, squaresKernel<true>, grid, block, 0, x, n, part);
+  } else if (blocks > 0) {
+    launch(args, squaresKernel<false>, grid, block, 0, x, n, part);
+  }
+  launch(args, sumPartsKernel, dim3(1), block, 0, part, blocks, y.as<float>());
+}
+
+}  // namespace
+
+void sumOfRows(const CudaArgs& args, const float* x, int64_t rows, int64_t width, float* y) {
+  sumColumns(args, columnsOf({x, DType::f32}, rows, width), y);
+}
+
+void registerReduce(CudaRegistry& r) {
+  r.push_back({"sum", sum});
+  r.push_back({"max", max});
+  r.push_back({"max.grad", maxGrad});
+  r.push_back({"argmax", argmax});
+  r.push_back({"sumSquares", sumSquares});
+}
+
+}  // namespace lowrank
