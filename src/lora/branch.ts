@@ -24,6 +24,8 @@ export interface Branch {
    * @returns of y's shape; null for nothing
    */
   change(x: Tensor, y: Tensor): Tensor | null;
+  /** Whether {@link change} looks at y. */
+  readonly readsOutput: boolean;
   /**
    * The same added to a sum, where that takes less than computing it apart; null where it does not.
    * @param own whether the sum's memory may become the result's
@@ -99,6 +101,11 @@ export abstract class TensorBranch implements Branch {
   }
 
   abstract change(x: Tensor, y: Tensor): Tensor | null;
+
+  get readsOutput(): boolean {
+    return false;
+  }
+
   abstract deltaRows(): (from: number, to: number) => Tensor;
 
   delta(): Tensor {

@@ -4,20 +4,18 @@ import {
   add,
   cast,
   mergeLowRank,
-  mul,
   type RowFactors,
   reshape,
   scale,
   slice,
   writeInto,
 } from '../ops/index.js';
-import { tensor } from '../tensor/create.js';
 import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { isFiniteTensor } from '../tensor/finite.js';
 import { Tensor } from '../tensor/tensor.js';
 import type { Branch } from './branch.js';
-import { mixedSum } from './mixed.js';
+import { mixedLogits, mixedSum } from './mixed.js';
 import { type Site, siteOf, weightMatrix } from './site.js';
 
 /** The adapters of a merge: names, or the weight of each name. */
@@ -299,22 +297,6 @@ export function noBias(path: string, adapter: string): Error {
   );
 }
 
-/** What is added to a tied head's logits, with zeros in the rows that are not an adapter's. */
-function onlyRows(
-  path: string,
-  change: Tensor,
-  rows: readonly (string | null)[],
-  name: string | null,
-) {
-  if (change.shape[0] !== rows.length) {
-    const expected = `${rows.length} rows in the head tied to ${path}, one for each adapter named`;
-    throw failure('lora withRows', expected, `${change.shape[0]}`);
-  }
-  const shape = [rows.length, ...change.shape.slice(1).map(() => 1)];
-  const own = Float32Array.from(rows, (row) => (row === name ? 1 : 0));
-  return mul(change, tensor(own, shape, { backend: change.backend }));
-}
-
 /** An embedding with LoRA branches: y = W[id] + Σ over active adapters of scaling·A[:, id]ᵀ Bᵀ. */
 export class LoraEmbedding extends Module implements Wrapper {
   readonly branches = new Map<string, Branch>();
@@ -344,11 +326,11 @@ export class LoraEmbedding extends Module implements Wrapper {
   /** As {@link Embedding.unembed}: a tied head sees rows trained for tokens, but no B A. */
   unembed(hidden: Tensor, table?: Tensor): Tensor {
     let y = this.base.unembed(hidden, table);
-    const { rows, site } = this;
-    for (const name of rows ? new Set(rows) : this.active) {
-      const branch = name === null ? undefined : this.branches.get(name);
-      const change = branch?.headChange?.(hidden);
-      if (change) y = add(y, rows ? onlyRows(site.path, change, rows, name) : change);
+    const { rows, site, branches } = this;
+    if (rows) return mixedLogits(site.path, branches, rows, hidden, y);
+    for (const name of this.active) {
+      const change = branches.get(name)?.headChange?.(hidden);
+      if (change) y = add(y, change);
     }
     return y;
   }

@@ -1,5 +1,14 @@
 import { trainingContext } from '../nn/index.js';
-import { add, addLowRankRows, concat, matmul, mul, reshape } from '../ops/index.js';
+import {
+  add,
+  addLowRankRows,
+  addRows,
+  concat,
+  matmul,
+  type RowFactors,
+  reshape,
+  takeRows,
+} from '../ops/index.js';
 import { tensor } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -30,11 +39,33 @@ export function withRows<T>(host: Host, rows: Rows, fn: () => T): T {
   }
 }
 
+/** The rows of a batch that name an adapter. */
+function rowsOf(rows: Rows, name: string): number[] {
+  return rows.flatMap((row, i) => (row === name ? [i] : []));
+}
+
+/**
+ * A sum, whose memory may become the result's, and what a branch adds to its own rows: they are
+ * taken out, computed and added.
+ */
+function addOwn(
+  sum: Tensor,
+  rows: Rows,
+  name: string,
+  change: (part: (t: Tensor) => Tensor) => Tensor | null,
+): Tensor {
+  const places = rowsOf(rows, name);
+  const all = places.length === rows.length;
+  const made = change((t) => (all ? t : takeRows(t, places)));
+  if (!made) return sum;
+  return all ? add(sum, made) : addRows(sum, made, places, true);
+}
+
 /**
  * A layer's output for a mixed batch: every row gets what its own adapter adds. Plain branches of a
- * dense layer are one grouped product; others are computed for all rows and masked.
+ * dense layer are one grouped product; each of the others is computed on its own rows alone.
  * @param x the layer's input [rows, ..]
- * @param y the base's output
+ * @param y the base's output, whose memory may become the result's
  */
 export function mixedSum(
   path: string,
@@ -53,25 +84,48 @@ export function mixedSum(
     throw failure('lora withRows', 'a pass that keeps its activations', 'checkpoints', wayOut);
   }
   const names = [...new Set(rows)].filter((n) => n !== null && branches.has(n)) as string[];
-  const grouped: [string, LoraBranch][] = [];
+  const together: Grouped[] = [];
   let sum = y;
   for (const name of names) {
     const branch = branches.get(name) as Branch;
-    const dropped =
-      branch instanceof LoraBranch && branch.dropout > 0 && trainingContext() !== null;
-    if (
-      branch instanceof LoraBranch &&
-      branch.isProduct &&
-      !dropped &&
-      branch.site.kind === 'dense'
-    )
-      grouped.push([name, branch]);
-    else {
-      const change = branch.change(x, y);
-      if (change) sum = add(sum, mul(change, rowMask(y, rows, [[name, 1]])));
-    }
+    const factors = branch instanceof LoraBranch ? branch.grouped() : null;
+    if (factors) together.push({ name, factors, branch: branch as LoraBranch });
+    // A branch sees rows that no other one has changed: each row has one adapter.
+    else
+      sum = addOwn(sum, rows, name, (part) =>
+        branch.change(part(x), branch.readsOutput ? part(y) : y),
+      );
   }
-  return grouped.length > 0 ? groupedSum(grouped, rows, x, sum) : sum;
+  return groupedSum(together, rows, x, sum);
+}
+
+/** What a head tied to an embedding adds to the logits of rows whose adapters change it. */
+export function mixedLogits(
+  path: string,
+  branches: ReadonlyMap<string, Branch>,
+  rows: Rows,
+  hidden: Tensor,
+  y: Tensor,
+): Tensor {
+  let sum = y;
+  for (const name of new Set(rows)) {
+    const branch = name === null ? undefined : branches.get(name);
+    if (name === null || !branch?.headChange) continue;
+    if (hidden.shape[0] !== rows.length) {
+      const expected = `${rows.length} rows in the head tied to ${path}, one for each adapter named`;
+      throw failure('lora withRows', expected, `${hidden.shape[0]}`);
+    }
+    const { headChange } = branch;
+    sum = addOwn(sum, rows, name, (part) => headChange.call(branch, part(hidden)));
+  }
+  return sum;
+}
+
+/** A branch that is computed with others. */
+interface Grouped {
+  readonly name: string;
+  readonly factors: RowFactors;
+  readonly branch: LoraBranch;
 }
 
 /** A value for each row in a column of its adapter, else 0: [rows, 1, .., columns]. */
@@ -86,24 +140,32 @@ function rowMask(
   return tensor(Float32Array.from(values), shape, { backend: like.backend });
 }
 
-/** What all plain branches add, each to its own rows. */
-function groupedSum(
-  grouped: readonly (readonly [string, LoraBranch])[],
-  rows: Rows,
-  x: Tensor,
-  y: Tensor,
-): Tensor {
-  const places = new Map(grouped.map(([name], i) => [name, i]));
-  const factors = grouped.map(([, { a, b, scaling }]) => ({ a, b, scale: scaling }));
-  const groups = rows.map((name) => (name === null ? -1 : (places.get(name) ?? -1)));
-  const sum = addLowRankRows(y, x, factors, groups);
-  const biased = grouped.filter(([, b]) => b.c !== null);
+/** What all plain branches add, each to its own rows: a product for those of one dropout. */
+function groupedSum(together: readonly Grouped[], rows: Rows, x: Tensor, y: Tensor): Tensor {
+  let sum = y;
+  const training = trainingContext() !== null;
+  const byDropout = new Map<number, Grouped[]>();
+  for (const one of together) {
+    const p = training ? one.branch.dropout : 0;
+    byDropout.set(p, [...(byDropout.get(p) ?? []), one]);
+  }
+  for (const group of byDropout.values()) {
+    const places = new Map(group.map(({ name }, i) => [name, i]));
+    const groups = rows.map((name) => (name === null ? -1 : (places.get(name) ?? -1)));
+    const factors = group.map((one) => one.factors);
+    // The mask is the layer's, not the adapter's: all of one dropout see the same input.
+    const seen = (group[0] as Grouped).branch.seen(x);
+    sum = addLowRankRows(sum, seen, factors, groups, { own: true });
+  }
+  const biased = together.flatMap(({ name, branch: { c, scaling } }) =>
+    c ? [{ name, c, scaling }] : [],
+  );
   if (biased.length === 0) return sum;
   const own = rowMask(
     y,
     rows,
-    biased.map(([name, b]) => [name, b.scaling] as const),
+    biased.map(({ name, scaling }) => [name, scaling] as const),
   );
-  const table = biased.map(([, b]) => reshape(b.c as Tensor, [1, -1]));
+  const table = biased.map(({ c }) => reshape(c, [1, -1]));
   return add(sum, matmul(own, table.length === 1 ? (table[0] as Tensor) : concat(table, 0)));
 }

@@ -93,6 +93,7 @@ export class TokenRows extends TensorBranch {
 export class TokenHead implements Branch {
   readonly outputs: readonly string[] = [];
   readonly changesBias = false;
+  readonly readsOutput = false;
 
   constructor(
     readonly path: string,

@@ -28,11 +28,12 @@ export { type HeadLossOptions, headLoss } from './head-loss.js';
 export { writeInto } from './inplace.js';
 export { addLowRank, type LowRankOptions } from './lora.js';
 export { lowRankNorms, type MergeOptions, mergeLowRank } from './low-rank-merge.js';
-export { addLowRankRows, type RowFactors } from './low-rank-rows.js';
+export { addLowRankRows, type RowFactors, type RowOptions } from './low-rank-rows.js';
 export { type LinearOptions, linear, type MatmulOptions, matmul } from './matmul.js';
 export { layerNorm, rmsNorm } from './norm.js';
 export { argmax, max, mean } from './reduce.js';
 export { rope } from './rope.js';
+export { addRows, takeRows } from './rows.js';
 export { concat, gather, permute, slice, transpose } from './shape.js';
 export {
   type CrossEntropyOptions,

@@ -31,8 +31,12 @@ export class DoraBranch extends LoraBranch {
     return this.part(MAGNITUDE);
   }
 
-  override get isProduct(): boolean {
-    return false;
+  override get readsOutput(): boolean {
+    return true;
+  }
+
+  override grouped(): null {
+    return null;
   }
 
   /** m/n [out] with n = ‖W + s·B A‖ of each row. */

@@ -44,8 +44,8 @@ export class FusedBranch extends LoraBranch {
     super(site, tensors, scaling, dropout);
   }
 
-  override get isProduct(): boolean {
-    return false;
+  override grouped(): RowFactors | null {
+    return { a: this.a, b: this.#wide(), scale: this.scaling };
   }
 
   /** B [out, n·r] with zeros outside of its blocks. */

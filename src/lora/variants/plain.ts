@@ -73,9 +73,13 @@ export class LoraBranch extends TensorBranch {
     return new LoraBranch(site, held, scaling, dropout);
   }
 
-  /** Whether the output's change is s·(x Aᵀ) Bᵀ + s·c alone, so that branches can be grouped. */
-  get isProduct(): boolean {
-    return this.taken === null;
+  /**
+   * The factors of s·(x Aᵀ) Bᵀ where the output's change is that (and s·c) alone, so that it can be
+   * added in one product, with those of other adapters on other rows; null where it is not.
+   */
+  grouped(): RowFactors | null {
+    const { a, b, scaling, taken, site } = this;
+    return taken || site.kind !== 'dense' ? null : { a, b, scale: scaling };
   }
 
   get rank(): number {
@@ -87,7 +91,7 @@ export class LoraBranch extends TensorBranch {
   }
 
   /** The input with dropout while training; an embedding's ids have none, as in PEFT. */
-  protected seen(x: Tensor): Tensor {
+  seen(x: Tensor): Tensor {
     const context = trainingContext();
     if (!context || this.dropout === 0 || this.site.kind === 'embedding') return x;
     const stream = streamOf(`${this.path}.lora_dropout`);
@@ -113,9 +117,9 @@ export class LoraBranch extends TensorBranch {
   }
 
   addTo(sum: Tensor, x: Tensor, own: boolean): Tensor | null {
-    const more = this.taken || this.c || this.constructor !== LoraBranch;
-    if (more || this.site.kind !== 'dense') return null;
-    return addLowRank(sum, this.seen(x), this.a, this.b, { scale: this.scaling, own });
+    const product = this.c ? null : this.grouped();
+    if (!product) return null;
+    return addLowRank(sum, this.seen(x), product.a, product.b, { scale: product.scale, own });
   }
 
   /** ΔW as Σ s·B A. */
