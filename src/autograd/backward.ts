@@ -35,7 +35,7 @@ function add(a: Tensor, b: Tensor): Tensor {
   const [sum] = runKernel(a.backend, 'add', [a, b], [{ shape: a.shape, dtype: a.dtype }]);
   a.dispose();
   b.dispose();
-  return (sum as Tensor).keep();
+  return sum as Tensor;
 }
 
 /** Adds a gradient to a leaf; the leaf's buffer is its own and counted as gradient. */
@@ -48,12 +48,12 @@ function accumulate(leaf: LeafNode, grad: Tensor): void {
   }
   let own = grad;
   if (grad.storage.refs > 1 || grad.byteOffset > 0 || grad.byteLength !== grad.storage.bytes) {
-    own = Tensor.empty(grad.backend, grad.shape, grad.dtype).keep();
+    own = Tensor.empty(grad.backend, grad.shape, grad.dtype);
     grad.backend.run('copy', [grad, own], []);
     grad.dispose();
   }
   own.storage.retag('gradient');
-  leaf.grad = own;
+  leaf.grad = own.keep();
 }
 
 /** The gradient that input `i` of a node has so far, if nothing else holds it. */
@@ -69,7 +69,7 @@ function earlierOf(
   return sameShape(found.shape, (inputs[i] as Meta).shape) ? found : null;
 }
 
-/** The gradients of one node's inputs, each held by nobody's scope. */
+/** The gradients of one node's inputs, held by the scope around. */
 function gradientsOf(
   node: OpNode,
   grad: Tensor,
@@ -77,15 +77,15 @@ function gradientsOf(
 ): (Tensor | null)[] {
   const { spec } = node;
   const needs = node.parents.map((p) => p !== null);
-  if (node.spent) node.saved('input 0'); // throws: walked before
+  node.checkUnspent();
   const ctx: BackwardContext<unknown> = {
     grad,
     attrs: node.attrs,
     inputs: node.inputs,
     needs,
-    input: (i) => node.saved(`input ${i}`),
-    output: (i) => node.saved(`output ${i}`),
-    kept: (i) => node.saved(`kept ${i}`),
+    input: (i) => node.saved('input', i),
+    output: (i) => node.saved('output', i),
+    kept: (i) => node.saved('kept', i),
     earlier: (i) => earlierOf(node, i, pending),
   };
   return scope(() => {
@@ -96,8 +96,7 @@ function gradientsOf(
       if (!g) throw failure(`backward of ${spec.name}`, `a gradient of input ${i}`, 'none');
       checkGradient(`backward of ${spec.name}`, g, (node.inputs[i] as Meta).shape);
       // A gradient that is the upstream one itself, or stands twice, gets a tensor of its own.
-      const own = g === grad || made.indexOf(g) !== i ? g.alias() : g;
-      return own.keep();
+      return g === grad || made.indexOf(g) !== i ? g.alias() : g;
     });
   });
 }
@@ -124,15 +123,18 @@ export function backward(loss: Tensor, seed?: Tensor): void {
       'Is every parameter frozen, or was it computed under noGrad()?',
     );
   }
-  noGrad(() => {
-    const start = seed ? seed.alias().keep() : ones(loss.backend, loss);
-    if (root instanceof LeafNode) accumulate(root, start);
-    else walk(root as OpNode, start);
-  });
+  // The scope holds gradients on their way; those of leaves leave it.
+  scope(() =>
+    noGrad(() => {
+      const start = seed ? seed.alias() : ones(loss.backend, loss);
+      if (root instanceof LeafNode) accumulate(root, start);
+      else walk(root as OpNode, start);
+    }),
+  );
 }
 
 function ones(backend: Backend, like: Tensor): Tensor {
-  const t = Tensor.empty(backend, like.shape, like.dtype).keep();
+  const t = Tensor.empty(backend, like.shape, like.dtype);
   backend.run('fill', [t], [1]);
   return t;
 }

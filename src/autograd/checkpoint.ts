@@ -53,7 +53,7 @@ export function checkpoint(part: Part, inputs: readonly Tensor[]): Tensor {
     { shape: made.shape, dtype: made.dtype },
   );
   inputs.forEach((t, i) => {
-    node.save(`input ${i}`, t);
+    node.save('input', i, t);
   });
   result.node = node;
   // With it goes what its own graph kept.

@@ -34,6 +34,9 @@ export class LeafNode implements GraphNode {
 /** A tensor, or the node that can compute it again. */
 type Saved = { readonly tensor: Tensor; readonly version: number } | { readonly source: OpNode };
 
+/** What a saved tensor was to its op; `kept` is what the op's own forward kept. */
+export type Role = 'input' | 'output' | 'kept';
+
 /**
  * One recorded op. It holds the nodes of its inputs, and aliases of only those tensors that its
  * needed gradients read; of one that is cheap to compute again, only the way to it. Its id is the order of creation, which is a topological order.
@@ -43,7 +46,8 @@ export class OpNode implements GraphNode {
   readonly grad = null;
   #refs = 1;
   #spent = false;
-  readonly #saved = new Map<string, Saved>();
+  // By place; where nothing is saved there are holes.
+  readonly #saved: Record<Role, Saved[]> = { input: [], output: [], kept: [] };
   /** Computes output 0 again from saved inputs; null where it is not worth it, or not possible. */
   remake: (() => Tensor) | null = null;
   #remade: Tensor | null = null;
@@ -58,35 +62,30 @@ export class OpNode implements GraphNode {
     for (const p of parents) p?.retain();
   }
 
-  save(key: string, tensor: Tensor): void {
+  save(role: Role, i: number, tensor: Tensor): void {
     const { node } = tensor;
     if (node instanceof OpNode && node !== this && node.remake) {
       // A parent, which is walked after this node: what it saved is still there.
-      this.#saved.set(key, { source: node });
+      this.#saved[role][i] = { source: node };
       return;
     }
     const alias = tensor.alias(tensor.shape, false);
-    this.#saved.set(key, { tensor: alias, version: tensor.storage.version });
+    this.#saved[role][i] = { tensor: alias, version: tensor.storage.version };
   }
 
   /** A saved tensor, unchanged since it was saved. */
-  saved(key: string): Tensor {
+  saved(role: Role, i: number): Tensor {
+    this.checkUnspent();
+    const held = this.#saved[role][i];
     const name = this.spec.name;
-    if (this.#spent) {
-      throw failure(
-        `backward of ${name}`,
-        'a graph that is walked once',
-        'a second walk',
-        'Compute the loss again before the second backward()',
-      );
+    if (!held) {
+      throw failure(`backward of ${name}`, `${role} ${i} among its reads`, 'one not declared');
     }
-    const held = this.#saved.get(key);
-    if (!held) throw failure(`backward of ${name}`, `${key} among its reads`, 'one not declared');
     if ('source' in held) return held.source.again();
     if (held.version !== held.tensor.storage.version) {
       throw failure(
         `backward of ${name}`,
-        `${key} as it was in the forward pass`,
+        `${role} ${i} as it was in the forward pass`,
         `a tensor ${shapeText(held.tensor.shape)} changed in place since`,
       );
     }
@@ -97,14 +96,21 @@ export class OpNode implements GraphNode {
   again(): Tensor {
     const made = this.#remade;
     if (made) return made;
-    if (this.#spent) this.saved('input 0'); // throws: walked before
+    this.checkUnspent();
     const again = (this.remake as () => Tensor)();
     this.#remade = again.keep();
     return again;
   }
 
-  get spent(): boolean {
-    return this.#spent;
+  /** Throws where the node was walked before. */
+  checkUnspent(): void {
+    if (!this.#spent) return;
+    throw failure(
+      `backward of ${this.spec.name}`,
+      'a graph that is walked once',
+      'a second walk',
+      'Compute the loss again before the second backward()',
+    );
   }
 
   retain(): void {
@@ -127,8 +133,11 @@ export class OpNode implements GraphNode {
   /** Frees the saved tensors; the node cannot be walked again. */
   freeSaved(): void {
     this.#spent = true;
-    for (const held of this.#saved.values()) if ('tensor' in held) held.tensor.dispose();
-    this.#saved.clear();
+    const { input, output, kept } = this.#saved;
+    for (const list of [input, output, kept]) {
+      for (const held of list) if (held && 'tensor' in held) held.tensor.dispose();
+      list.length = 0;
+    }
     this.#remade?.dispose();
     this.#remade = null;
   }

@@ -137,13 +137,14 @@ function record<A>(
     { shape: output.shape, dtype: output.dtype },
   );
   const reads = spec.reads?.(needs, attrs) ?? {};
-  const large = inputs.flatMap((t, i) => (t.size >= output.size ? [i] : []));
-  const again = spec.cheap === true && large.every((i) => reads.inputs?.includes(i));
+  const again =
+    spec.cheap === true &&
+    inputs.every((t, i) => t.size < output.size || reads.inputs?.includes(i));
   const kept = again ? inputs.keys() : (reads.inputs ?? []);
-  for (const i of kept) node.save(`input ${i}`, inputs[i] as Tensor);
-  for (const i of reads.outputs ?? []) node.save(`output ${i}`, outputs[i] as Tensor);
+  for (const i of kept) node.save('input', i, inputs[i] as Tensor);
+  for (const i of reads.outputs ?? []) node.save('output', i, outputs[i] as Tensor);
   own.forEach((t, i) => {
-    node.save(`kept ${i}`, t);
+    node.save('kept', i, t);
   });
   if (again) {
     const { backend } = output;
@@ -151,7 +152,7 @@ function record<A>(
     const metas = [node.output];
     const count = inputs.length;
     node.remake = () => {
-      const from = Array.from({ length: count }, (_, i) => node.saved(`input ${i}`));
+      const from = Array.from({ length: count }, (_, i) => node.saved('input', i));
       return runKernel(backend, spec.name, from, metas, encoded)[0] as Tensor;
     };
   } else if (spec.view) {

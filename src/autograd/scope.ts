@@ -21,28 +21,30 @@ export function eachTensor(value: unknown, visit: (t: Tensor) => void): void {
 export function scope<T>(fn: () => T): T {
   const tracker: Tracker = new Set();
   pushTracker(tracker);
-  let open = true;
-  const close = (kept?: unknown) => {
-    if (!open) return;
-    open = false;
-    popTracker();
-    const around = currentTracker();
-    eachTensor(kept, (t) => {
-      if (!tracker.delete(t)) return;
-      if (around) around.add(t);
-      else t.escape();
-    });
-    for (const t of tracker) t.dispose();
-  };
+  let result: T;
   try {
-    const result = fn();
+    result = fn();
     if (result instanceof Promise) {
       result.catch(() => {});
       throw failure('scope', 'a function that returns its result', 'one that returns a promise');
     }
-    close(result);
-    return result;
-  } finally {
-    close();
+  } catch (error) {
+    close(tracker, undefined);
+    throw error;
   }
+  close(tracker, result);
+  return result;
+}
+
+/** Ends a scope: what is kept goes to the one around, the rest is freed. */
+function close(tracker: Tracker, kept: unknown): void {
+  popTracker();
+  const around = currentTracker();
+  const hand = (t: Tensor) => {
+    if (!tracker.delete(t)) return;
+    if (around) around.add(t);
+    else t.escape();
+  };
+  eachTensor(kept, hand);
+  for (const t of tracker) t.dispose();
 }

@@ -29,6 +29,8 @@ export interface GraphNode {
  */
 export class Tensor implements KernelTensor {
   #disposed = false;
+  // Whether the garbage collector's safety net knows this tensor.
+  #watched = false;
   #node: GraphNode | null = null;
 
   /** Takes over one reference to `storage`. Made through {@link Tensor.empty} or the creators. */
@@ -122,7 +124,7 @@ export class Tensor implements KernelTensor {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    unwatch(this);
+    if (this.#watched) unwatch(this);
     currentTracker()?.delete(this);
     this.#node?.release();
     this.#node = null;
@@ -192,6 +194,7 @@ export class Tensor implements KernelTensor {
   }
 
   #watch(): void {
+    this.#watched = true;
     const { storage } = this;
     const node = this.#node;
     watch(this, () => {
@@ -201,7 +204,7 @@ export class Tensor implements KernelTensor {
   }
 
   #rewatch(): void {
-    unwatch(this);
+    if (this.#watched) unwatch(this);
     this.#watch();
   }
 }
