@@ -129,6 +129,14 @@ Napi::Value describeAddon(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value facts(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    Napi::Object o = Napi::Object::New(env);
+    for (const auto& [name, value] : state.engine->facts()) o.Set(name, value);
+    return o;
+  });
+}
+
 Napi::Value bind(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     const char* want = "a Float64Array of at least 4096 numbers";
@@ -178,7 +186,8 @@ alignas(64) char nothing[64];
 
 View readView(Reader& r, const Memory& memory, const char* kernel) {
   View v;
-  const Memory::Buffer& buffer = memory.at(r.natural("a handle"), kernel);
+  uint64_t handle = r.natural("a handle");
+  const Memory::Buffer& buffer = memory.at(handle, kernel);
   uint64_t offset = r.natural("a byte offset"), dtype = r.natural("a dtype"),
            rank = r.natural("a number of axes");
   if (dtype >= kDTypes) fail(kernel, "a dtype from 0 to 7", std::to_string(dtype));
@@ -208,6 +217,7 @@ View readView(Reader& r, const Memory& memory, const char* kernel) {
     fail(kernel, "a byte offset that is a multiple of " + std::to_string(size),
          std::to_string(offset));
   }
+  v.handle = handle;
   v.data = count == 0 ? nothing : buffer.data + offset;
   return v;
 }
@@ -384,12 +394,65 @@ Napi::Value measureFmaPeak(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value beginRecord(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->beginRecord();
+    return env.Undefined();
+  });
+}
+
+// The recording's number, or the reason why there is none.
+Napi::Value endRecord(const Napi::CallbackInfo& info) {
+  return guarded(info, [](Napi::Env env, Session& state) -> Napi::Value {
+    std::string why;
+    uint64_t graph = state.engine->endRecord(why);
+    if (graph == 0) return Napi::String::New(env, why);
+    return Napi::Number::New(env, static_cast<double>(graph));
+  });
+}
+
+Napi::Value setInput(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    uint64_t graph = natural(info, 0, "setInput", "a recording");
+    uint64_t input = natural(info, 1, "setInput", "the number of an input");
+    Napi::Value v = info.Length() > 2 ? info[2] : env.Undefined();
+    if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+      throw TypeError("[setInput] expected a Uint8Array, received " + describe(v));
+    }
+    Napi::Uint8Array bytes = v.As<Napi::Uint8Array>();
+    state.engine->setInput(graph, input, bytes.Data(), bytes.ElementLength());
+    return env.Undefined();
+  });
+}
+
+// replay(recording, [kernel, attribute, by]…): false where the recording is gone.
+Napi::Value replay(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    std::vector<Engine::Shift> shifts;
+    for (size_t i = 1; i + 2 < info.Length(); i += 3) {
+      shifts.push_back({natural(info, i, "replay", "the number of a kernel"),
+                        natural(info, i + 1, "replay", "the number of an attribute"),
+                        number(info, i + 2, "replay", "a number")});
+    }
+    uint64_t graph = natural(info, 0, "replay", "a recording");
+    return Napi::Boolean::New(env, state.engine->replay(graph, shifts));
+  });
+}
+
+Napi::Value dropRecord(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->dropRecord(natural(info, 0, "dropRecord", "a recording"));
+    return env.Undefined();
+  });
+}
+
 // The functions of one engine, each bound to its session.
 void fill(Napi::Env env, Napi::Object target, Session* session) {
   auto add = [&](const char* name, Napi::Value (*f)(const Napi::CallbackInfo&)) {
     target.Set(name, Napi::Function::New(env, f, name, session));
   };
   add("info", describeAddon);
+  add("facts", facts);
   add("bind", bind);
   add("run", run);
   add("alloc", alloc);
@@ -405,6 +468,11 @@ void fill(Napi::Env env, Napi::Object target, Session* session) {
   add("fmaPeak", measureFmaPeak);
   add("setCompute", setCompute);
   add("setIsa", setIsa);
+  add("beginRecord", beginRecord);
+  add("endRecord", endRecord);
+  add("setInput", setInput);
+  add("replay", replay);
+  add("dropRecord", dropRecord);
 }
 
 // open(path, device): the functions of an engine in a library of its own, which stays loaded.

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "call.h"
+#include "error.h"
 #include "memory.h"
 
 namespace lowrank {
@@ -19,7 +21,7 @@ class Engine {
   virtual void run(size_t kernel, const View* tensors, size_t count, const double* attrs,
                    size_t attrCount) = 0;
   virtual Memory& memory() = 0;
-  // Copies between the backend's memory and the host's; complete when they return.
+  // Copies between the backend's memory and the host's; the host's may be reused when they return.
   virtual void write(char* to, const void* from, size_t bytes) = 0;
   virtual void read(void* to, const char* from, size_t bytes) = 0;
 
@@ -34,6 +36,28 @@ class Engine {
   virtual void setBrain(bool on) = 0;
   // GFLOP/s of fused multiply-adds on registers.
   virtual double fmaPeak() = 0;
+  // What there is to say about the device, by name.
+  virtual std::vector<std::pair<std::string, std::string>> facts() const { return {}; }
+
+  // From beginRecord() to endRecord() the calls of run() and write() are noted while they run, so
+  // that replay() does them again, at the same addresses. endRecord answers the recording's number,
+  // or 0 with the reason why it cannot be replayed.
+  virtual void beginRecord() { fail("beginRecord", "the cuda backend", "another"); }
+  virtual uint64_t endRecord(std::string&) { return 0; }
+  // The bytes that the i-th write() of a recording copies from now on.
+  virtual void setInput(uint64_t, size_t, const void*, size_t) {}
+  // An attribute of every call of a kernel, moved from what was recorded.
+  struct Shift {
+    size_t kernel, attr;
+    double by;
+    bool operator==(const Shift& o) const {
+      return kernel == o.kernel && attr == o.attr && by == o.by;
+    }
+  };
+  // False, and nothing done, where the recording is gone: memory it reads or writes was freed, or
+  // was needed for something else.
+  virtual bool replay(uint64_t, const std::vector<Shift>&) { return false; }
+  virtual void dropRecord(uint64_t) {}
 };
 
 // The function `lowrankOpenEngine` of a backend's library: an engine on a device by its number, or
@@ -41,6 +65,6 @@ class Engine {
 using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
 
 // Raised with every change to what this header, memory.h, call.h and view.h lay out.
-constexpr int kEngineContract = 2;
+constexpr int kEngineContract = 3;
 
 }  // namespace lowrank

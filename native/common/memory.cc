@@ -77,7 +77,13 @@ void Memory::releaseAll() {
     }
   }
   trim();
-  arena_.dropAll([&](char* data, uint64_t bytes) { release(data, bytes); });
+  auto back = [&](char* data, uint64_t bytes) { release(data, bytes); };
+  main_.arena.dropAll(back);
+  for (Pool& pool : others_) {
+    releaseIdle(pool);
+    pool.arena.dropAll(back);
+  }
+  others_.clear();
 }
 
 void Memory::book(Purpose purpose, uint64_t bytes) {
@@ -99,56 +105,98 @@ char* Memory::take(uint64_t bytes, uint64_t& capacity) {
     if (char* data = takeLarge(capacity)) return data;
   } else if (bytes <= kLargest) {
     capacity = kExact ? bytes : roundUp(bytes);
-    auto idle = idle_.find(capacity);
-    if (idle != idle_.end() && !idle->second.empty()) {
+    auto idle = pool_->idle.find(capacity);
+    if (idle != pool_->idle.end() && !idle->second.empty()) {
       char* data = idle->second.back();
       idle->second.pop_back();
-      small_ -= capacity;
+      pool_->small -= capacity;
       countIdle();
       return data;
     }
-    for (int attempt = 0; attempt < 2; attempt++) {
+    for (int attempt = 0;; attempt++) {
       if (char* data = obtain(capacity)) return data;
-      trim();
+      if (!makeRoom(attempt)) break;
     }
   }
   throw RangeError("[alloc] expected memory for " + std::to_string(bytes) + " bytes, " +
                    shortage());
 }
 
+// Before each further attempt at memory; false after the last.
+bool Memory::makeRoom(int attempt) {
+  if (attempt == 0) {
+    trim();
+    return true;
+  }
+  return attempt == 1 && reclaim();
+}
+
 // A block of the arena, null where there is no memory for one. Memory in use and idle together
 // stays within a sixteenth of the most that was ever in use.
 char* Memory::takeLarge(uint64_t size) {
-  char* data = arena_.take(size);
-  for (int attempt = 0; !data && attempt < 2; attempt++) {
+  Arena& arena = pool_->arena;
+  char* data = arena.take(size);
+  for (int attempt = 0; !data; attempt++) {
     uint64_t least = (size + kLargePage - 1) / kLargePage * kLargePage;
     for (uint64_t bytes : {std::max(segmentBytes(), least), least}) {
       char* segment = obtain(bytes);
       if (!segment) continue;
-      arena_.add(segment, bytes);
-      data = arena_.take(size);
+      arena.add(segment, bytes);
+      data = arena.take(size);
       break;
     }
-    if (!data) trim();
+    if (!data && !makeRoom(attempt)) break;
   }
-  uint64_t most = arena_.mostUsed() + std::max(kSlack, arena_.mostUsed() / 16);
-  if (arena_.used() + arena_.idle() > most) {
-    arena_.discard(most - arena_.used(), [&](char* from, uint64_t bytes) { discard(from, bytes); });
+  uint64_t most = arena.mostUsed() + std::max(kSlack, arena.mostUsed() / 16);
+  if (pool_ == &main_ && arena.used() + arena.idle() > most) {
+    arena.discard(most - arena.used(), [&](char* from, uint64_t bytes) { discard(from, bytes); });
   }
   countIdle();
   return data;
 }
 
-void Memory::give(char* data, uint64_t capacity) {
-  if (inArena(capacity)) {
-    arena_.give(data);
-  } else if (kExact || small_ + capacity > kKeep) {
-    release(data, capacity);
+void Memory::give(const Buffer& b) {
+  Pool& pool = *b.pool;
+  bool own = &pool != &main_;
+  if (inArena(b.capacity)) {
+    pool.arena.give(b.data);
+  } else if (!own && (kExact || pool.small + b.capacity > kKeep)) {
+    release(b.data, b.capacity);
   } else {
-    idle_[capacity].push_back(data);
-    small_ += capacity;
+    pool.idle[b.capacity].push_back(b.data);
+    pool.small += b.capacity;
   }
   countIdle();
+}
+
+Memory::Pool* Memory::openPool() {
+  trim();
+  others_.emplace_back();
+  return pool_ = &others_.back();
+}
+
+void Memory::dropPool(Pool* pool) {
+  pool->dropped = true;
+  if (pool_ == pool) closePool();
+  if (pool->live > 0) return;
+  releaseIdle(*pool);
+  pool->arena.dropAll([&](char* data, uint64_t bytes) { release(data, bytes); });
+  others_.remove_if([&](const Pool& p) { return &p == pool; });
+  countIdle();
+}
+
+// Small blocks of a pool, back to where they came from.
+void Memory::releaseIdle(Pool& pool) {
+  for (auto& idle : pool.idle) {
+    for (char* data : idle.second) release(data, idle.first);
+  }
+  pool.idle.clear();
+  pool.small = 0;
+}
+
+void Memory::countIdle() {
+  books_.pooled = main_.small + main_.arena.idle();
+  for (const Pool& pool : others_) books_.pooled += pool.small + pool.arena.idle();
 }
 
 uint64_t Memory::adopt(const Buffer& buffer) {
@@ -178,10 +226,13 @@ uint64_t Memory::alloc(uint64_t bytes, Purpose purpose) {
   b.data = take(bytes, b.capacity);
   b.bytes = bytes;
   b.purpose = purpose;
+  b.pool = pool_;
   try {
-    return adopt(b);
+    uint64_t handle = adopt(b);
+    b.pool->live++;
+    return handle;
   } catch (...) {
-    give(b.data, b.capacity);
+    give(b);
     throw;
   }
 }
@@ -202,12 +253,15 @@ uint64_t Memory::map(const std::string& path, uint64_t& bytes) {
   }
 }
 
-const Memory::Buffer& Memory::at(uint64_t handle, const char* where) const {
+const Memory::Buffer* Memory::lookup(uint64_t handle) const {
   uint64_t slot = (handle & ((uint64_t{1} << kSlotBits) - 1)) - 1;
-  if (handle != 0 && slot < slots_.size()) {
-    const Buffer& b = slots_[slot];
-    if (b.live && b.generation == handle >> kSlotBits) return b;
-  }
+  if (handle == 0 || slot >= slots_.size()) return nullptr;
+  const Buffer& b = slots_[slot];
+  return b.live && b.generation == handle >> kSlotBits ? &b : nullptr;
+}
+
+const Memory::Buffer& Memory::at(uint64_t handle, const char* where) const {
+  if (const Buffer* b = lookup(handle)) return *b;
   fail(where, "a live handle", std::to_string(handle) + ", which was freed or never given");
 }
 
@@ -221,14 +275,16 @@ void Memory::free(uint64_t handle) {
     releaseFile(b.data, b.bytes);
     books_.mapped -= b.bytes;
   } else {
-    give(b.data, b.capacity);
+    give(b);
   }
+  Pool* pool = b.pool;
   unbook(b.purpose, b.bytes);
   books_.handles--;
   b.live = false;
   b.data = nullptr;
   b.generation = (b.generation + 1) & 0xfffffff;  // handles stay below 2^52
   freeSlots_.push_back(static_cast<uint32_t>(&b - slots_.data()));
+  if (pool && --pool->live == 0 && pool->dropped) dropPool(pool);
 }
 
 void Memory::retag(uint64_t handle, Purpose purpose) {
@@ -244,13 +300,9 @@ void Memory::resetPeak() {
 }
 
 void Memory::trim() {
-  for (auto& idle : idle_) {
-    for (char* data : idle.second) release(data, idle.first);
-  }
-  idle_.clear();
-  small_ = 0;
-  arena_.drop([&](char* data, uint64_t bytes) { release(data, bytes); });
-  arena_.discard(0, [&](char* from, uint64_t bytes) { discard(from, bytes); });
+  releaseIdle(main_);
+  main_.arena.drop([&](char* data, uint64_t bytes) { release(data, bytes); });
+  main_.arena.discard(0, [&](char* from, uint64_t bytes) { discard(from, bytes); });
   countIdle();
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <list>
 #include <map>
 #include <string>
 #include <vector>
@@ -25,11 +26,20 @@ class Memory {
     uint64_t handles = 0;  // live handles
     uint64_t mapped = 0;   // bytes of mapped files, also counted as live frozen
   };
+  // Where idle memory waits for its next use.
+  struct Pool {
+    std::map<uint64_t, std::vector<char*>> idle;  // small blocks, by capacity
+    uint64_t small = 0;                           // their bytes
+    Arena arena;
+    uint64_t live = 0;     // buffers that are in use
+    bool dropped = false;  // goes with the last of them
+  };
   struct Buffer {
     char* data = nullptr;
     uint64_t bytes = 0;     // as asked for: what the books count
     uint64_t capacity = 0;  // as taken from the pool
     Purpose purpose = Purpose::activation;
+    Pool* pool = nullptr;  // none of a mapped file
     bool mapped = false;
     bool live = false;
     uint32_t generation = 0;
@@ -48,6 +58,14 @@ class Memory {
   void retag(uint64_t handle, Purpose purpose);
   // The buffer behind a live handle; a stale or unknown one is an error under the name `where`.
   const Buffer& at(uint64_t handle, const char* where) const;
+  bool alive(uint64_t handle) const { return lookup(handle) != nullptr; }
+
+  // From here to closePool() memory comes from a pool of its own, which serves nobody else: what
+  // was freed in it keeps its address, and may be written behind the books, until dropPool().
+  Pool* openPool();
+  void closePool() { pool_ = &main_; }
+  // Buffers of it that are in use stay; their memory goes when they are freed.
+  void dropPool(Pool* pool);
 
   const Books& books() const { return books_; }
   void resetPeak();
@@ -67,24 +85,31 @@ class Memory {
   virtual void releaseFile(char* data, uint64_t bytes);
   // What to do about memory that could not be had; ends the error's text.
   virtual std::string shortage() const;
+  // Frees memory that can be done without, once there is no more to have; false where there is
+  // none.
+  virtual bool reclaim() { return false; }
   // Everything, live or idle, back to where it came from.
   void releaseAll();
+  // A block of at least `bytes` for a buffer, or RangeError; and back.
+  virtual char* take(uint64_t bytes, uint64_t& capacity);
+  virtual void give(const Buffer& buffer);
 
  private:
+  const Buffer* lookup(uint64_t handle) const;
   Buffer& find(uint64_t handle, const char* where);
   uint64_t adopt(const Buffer& buffer);
   void book(Purpose purpose, uint64_t bytes);
   void unbook(Purpose purpose, uint64_t bytes);
-  char* take(uint64_t bytes, uint64_t& capacity);
-  void give(char* data, uint64_t capacity);
   char* takeLarge(uint64_t size);
-  void countIdle() { books_.pooled = small_ + arena_.idle(); }
+  bool makeRoom(int attempt);
+  void releaseIdle(Pool& pool);
+  void countIdle();
 
   std::vector<Buffer> slots_;
   std::vector<uint32_t> freeSlots_;
-  std::map<uint64_t, std::vector<char*>> idle_;  // small ones, by capacity
-  uint64_t small_ = 0;                           // their bytes
-  Arena arena_;
+  Pool main_;
+  std::list<Pool> others_;
+  Pool* pool_ = &main_;
   Books books_;
 };
 

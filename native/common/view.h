@@ -1,6 +1,7 @@
 // A tensor as a kernel sees it: a pointer, a dtype and a contiguous row-major shape.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "dtype.h"
@@ -11,6 +12,7 @@ constexpr int kMaxRank = 8;
 
 struct View {
   char* data = nullptr;
+  uint64_t handle = 0;  // of the buffer
   DType dtype = DType::f32;
   int rank = 0;
   bool readOnly = false;

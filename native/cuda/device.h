@@ -44,7 +44,9 @@ template <class... P, class... A>
 void launch(const CudaArgs& args, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
             A... a) {
   cudaCheck(args.kernel, cudaShimLaunch(grid, block, shared));
-  shim::launch(grid, block, shared, [&] { kernel(static_cast<P>(a)...); });
+  cudaShimEnqueue(args.device.stream, [=] {
+    shim::launch(grid, block, shared, [=] { kernel(static_cast<P>(a)...); });
+  });
 }
 
 }  // namespace lowrank

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "context.h"
+#include "graph.h"
 
 namespace lowrank {
 
@@ -41,9 +42,109 @@ const CudaRegistry& cudaKernels() {
 
 namespace {
 
+constexpr int kLeastCapability = 80;
+
+// 13020 as 13.2.
+std::string versionText(int v) {
+  return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+}
+
 class CudaEngine : public Engine {
  public:
-  explicit CudaEngine(int device) {
+  explicit CudaEngine(int device) : graphs_(context_) {
+    try {
+      open(device);
+    } catch (...) {
+      close();
+      throw;
+    }
+  }
+  ~CudaEngine() override { close(); }
+
+  const std::vector<const char*>& kernels() const override { return names_; }
+  void run(size_t kernel, const View* tensors, size_t count, const double* attrs,
+           size_t attrCount) override {
+    enter();
+    throwFault();
+    const CudaKernel& k = cudaKernels()[kernel];
+    CudaArgs args({k.name, tensors, count, attrs, attrCount}, context_, static_cast<int>(kernel));
+    if (!graphs_.recording()) return k.run(args);
+    graphs_.noteCall(kernel, tensors, count, attrs, attrCount);
+    try {
+      k.run(args);
+    } catch (...) {
+      graphs_.noteEnd();
+      graphs_.spoil("a call that failed");
+      throw;
+    }
+    graphs_.noteEnd();
+  }
+  Memory& memory() override {
+    enter();
+    return context_.memory;
+  }
+  void write(char* to, const void* from, size_t bytes) override {
+    if (graphs_.recording()) {
+      graphs_.write(to, from, bytes);
+    } else {
+      context_.memory.write(to, from, bytes);
+    }
+  }
+  void read(void* to, const char* from, size_t bytes) override {
+    graphs_.spoil("a copy to the host within the step");
+    cudaCheck("read", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context_.stream));
+    cudaCheck("read", cudaStreamSynchronize(context_.stream));
+    throwFault();
+  }
+
+  void beginRecord() override {
+    enter();
+    graphs_.begin();
+  }
+  uint64_t endRecord(std::string& why) override { return graphs_.end(why); }
+  void setInput(uint64_t graph, size_t input, const void* from, size_t bytes) override {
+    enter();
+    graphs_.setInput(graph, input, from, bytes);
+  }
+  bool replay(uint64_t graph, const std::vector<Shift>& shifts) override {
+    enter();
+    throwFault();
+    return graphs_.replay(graph, shifts);
+  }
+  void dropRecord(uint64_t graph) override {
+    enter();
+    graphs_.drop(graph);
+  }
+
+  std::string device() const override { return context_.name; }
+  std::vector<std::string> devices() const override { return {context_.name}; }
+  void setDevice(const std::string& name) override {
+    if (name != context_.name) fail("setIsa", context_.name, name);
+  }
+  bool brain() const override { return context_.brain; }
+  void setBrain(bool on) override {
+    if (on != context_.brain) graphs_.dropAll();  // they hold the other products
+    context_.brain = on;
+  }
+  double fmaPeak() override { fail("fmaPeak", "the cpu backend", "cuda"); }
+  std::vector<std::pair<std::string, std::string>> facts() const override {
+    const CudaContext& c = context_;
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return {
+        {"capability", std::to_string(c.capability / 10) + "." + std::to_string(c.capability % 10)},
+        {"multiprocessors", std::to_string(c.multiprocessors)},
+        {"memory", std::to_string(total)},
+        {"free", std::to_string(free)},
+        {"driver", versionText(driver)},
+        {"runtime", versionText(runtime)}};
+  }
+
+ private:
+  void open(int device) {
     CudaContext& c = context_;
     c.device = device;
     cudaCheck("backend cuda", cudaSetDevice(device));
@@ -53,8 +154,14 @@ class CudaEngine : public Engine {
     c.multiprocessors = properties.multiProcessorCount;
     c.sharedPerBlock = properties.sharedMemPerBlockOptin;
     c.capability = properties.major * 10 + properties.minor;
+    if (c.capability < kLeastCapability) {
+      fail("backend cuda", "a GPU of compute capability 8.0 or more",
+           c.name + " of " + std::to_string(properties.major) + "." +
+               std::to_string(properties.minor) + ". Use --backend cpu");
+    }
     cudaCheck("backend cuda", cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking));
     c.memory.bind(c.stream);
+    c.memory.whenShort([this] { return graphs_.dropAll(); });
     void* fault = nullptr;
     cudaCheck("backend cuda", cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped));
     c.fault = static_cast<Fault*>(fault);
@@ -64,45 +171,19 @@ class CudaEngine : public Engine {
     c.faultOnDevice = static_cast<Fault*>(seen);
     for (const CudaKernel& k : cudaKernels()) names_.push_back(k.name);
   }
-  ~CudaEngine() override {
-    if (context_.stream) cudaStreamSynchronize(context_.stream);
-    if (context_.fault) cudaFreeHost(context_.fault);
-    context_.memory.close();
-    if (context_.stream) cudaStreamDestroy(context_.stream);
+
+  void close() {
+    CudaContext& c = context_;
+    cudaSetDevice(c.device);
+    if (c.stream) cudaStreamSynchronize(c.stream);
+    graphs_.close();
+    c.memory.close();
+    if (c.fault) cudaFreeHost(c.fault);
+    if (c.stream) cudaStreamDestroy(c.stream);
+    c.fault = nullptr;
+    c.stream = nullptr;
   }
 
-  const std::vector<const char*>& kernels() const override { return names_; }
-  void run(size_t kernel, const View* tensors, size_t count, const double* attrs,
-           size_t attrCount) override {
-    enter();
-    throwFault();
-    const CudaKernel& k = cudaKernels()[kernel];
-    k.run(CudaArgs({k.name, tensors, count, attrs, attrCount}, context_, static_cast<int>(kernel)));
-  }
-  Memory& memory() override {
-    enter();
-    return context_.memory;
-  }
-  void write(char* to, const void* from, size_t bytes) override {
-    cudaCheck("write", cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
-    cudaCheck("write", cudaStreamSynchronize(context_.stream));
-  }
-  void read(void* to, const char* from, size_t bytes) override {
-    cudaCheck("read", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context_.stream));
-    cudaCheck("read", cudaStreamSynchronize(context_.stream));
-    throwFault();
-  }
-
-  std::string device() const override { return context_.name; }
-  std::vector<std::string> devices() const override { return {context_.name}; }
-  void setDevice(const std::string& name) override {
-    if (name != context_.name) fail("setIsa", context_.name, name);
-  }
-  bool brain() const override { return context_.brain; }
-  void setBrain(bool on) override { context_.brain = on; }
-  double fmaPeak() override { fail("fmaPeak", "the cpu backend", "cuda"); }
-
- private:
   // Several environments, each on its own thread, may use several devices.
   void enter() { cudaCheck("backend cuda", cudaSetDevice(context_.device)); }
 
@@ -117,6 +198,7 @@ class CudaEngine : public Engine {
   }
 
   CudaContext context_;
+  Graphs graphs_;
   std::vector<const char*> names_;
 };
 
@@ -129,14 +211,12 @@ std::string obstacle(int device) {
            "card (nvidia-smi shows it), or use --backend cpu";
   }
   status = cudaGetDeviceCount(&count);
-  auto version = [](int v) {
-    return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
-  };
   if (status == cudaErrorInsufficientDriver) {
     int runtime = 0;
     cudaRuntimeGetVersion(&runtime);
-    return "[backend cuda] expected a driver for CUDA " + version(runtime) + ", received one for " +
-           version(driver) + ". Update the driver, build with an older CUDA, or use --backend cpu";
+    return "[backend cuda] expected a driver for CUDA " + versionText(runtime) +
+           ", received one for " + versionText(driver) +
+           ". Update the driver, build with an older CUDA, or use --backend cpu";
   }
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
     return "[backend cuda] expected an NVIDIA GPU, received none (the driver is there). Check "

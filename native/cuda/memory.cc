@@ -1,6 +1,6 @@
 #include "memory.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "../common/mapped_file.h"
 #include "context.h"
@@ -9,26 +9,8 @@ namespace lowrank {
 
 namespace {
 
-constexpr size_t kChunk = size_t{16} << 20;  // bytes of one copy; two are under way
-
-// Two pinned chunks, and an event for each that says its copy has left it.
-struct Staging {
-  char* chunk[2] = {};
-  cudaEvent_t left[2] = {};
-
-  explicit Staging(size_t bytes) {
-    for (int i = 0; i < 2; i++) {
-      cudaCheck("map", cudaMallocHost(reinterpret_cast<void**>(&chunk[i]), bytes));
-      cudaCheck("map", cudaEventCreateWithFlags(&left[i], cudaEventDisableTiming));
-    }
-  }
-  ~Staging() {
-    for (int i = 0; i < 2; i++) {
-      if (left[i]) cudaEventDestroy(left[i]);
-      if (chunk[i]) cudaFreeHost(chunk[i]);
-    }
-  }
-};
+constexpr uint64_t kLeastSegment = uint64_t{16} << 20;
+constexpr uint64_t kMostSegment = uint64_t{1} << 30;
 
 }  // namespace
 
@@ -40,10 +22,19 @@ char* DeviceMemory::obtain(uint64_t capacity) {
     return nullptr;
   }
   cudaCheck("alloc", status);
+  obtained_ += capacity;
   return static_cast<char*>(data);
 }
 
-void DeviceMemory::release(char* data, uint64_t) { cudaFree(data); }
+void DeviceMemory::release(char* data, uint64_t capacity) {
+  cudaFree(data);
+  obtained_ -= capacity;
+}
+
+// A share of what there is, so that a small model takes little, and a big one few pieces.
+uint64_t DeviceMemory::segmentBytes() const {
+  return std::clamp(obtained_ / 4, kLeastSegment, kMostSegment);
+}
 
 char* DeviceMemory::obtainFile(const std::string& path, uint64_t& bytes) {
   size_t size = 0;
@@ -51,19 +42,15 @@ char* DeviceMemory::obtainFile(const std::string& path, uint64_t& bytes) {
   char* to = nullptr;
   try {
     to = obtain(size);
+    if (!to) {
+      trim();
+      to = obtain(size);
+    }
     if (!to)
       throw RangeError("[map] expected memory for " + std::to_string(size) + " bytes, " +
                        shortage());
-    Staging staging(kChunk < size ? kChunk : size + 1);
-    for (size_t at = 0, i = 0; at < size; at += kChunk, i ^= 1) {
-      size_t n = size - at < kChunk ? size - at : kChunk;
-      cudaCheck("map", cudaEventSynchronize(staging.left[i]));
-      std::memcpy(staging.chunk[i], from + at, n);
-      cudaCheck("map",
-                cudaMemcpyAsync(to + at, staging.chunk[i], n, cudaMemcpyHostToDevice, stream_));
-      cudaCheck("map", cudaEventRecord(staging.left[i], stream_));
-    }
-    cudaCheck("map", cudaStreamSynchronize(stream_));
+    // The stream is done with the file's pages when write() returns.
+    write(to, from, size);
   } catch (...) {
     if (to) release(to, size);
     unmapFile(from, size);
@@ -72,6 +59,24 @@ char* DeviceMemory::obtainFile(const std::string& path, uint64_t& bytes) {
   unmapFile(from, size);
   bytes = size;
   return to;
+}
+
+char* DeviceMemory::take(uint64_t bytes, uint64_t& capacity) {
+  if (repeated_) {
+    if (next_ >= repeated_->size() || (*repeated_)[next_].bytes != bytes) {
+      fail("replay", "the working memory of the recording", std::to_string(bytes) + " bytes");
+    }
+    const Scratch& block = (*repeated_)[next_++];
+    capacity = block.capacity;
+    return block.data;
+  }
+  char* data = Memory::take(bytes, capacity);
+  if (noted_) noted_->push_back({data, bytes, capacity});
+  return data;
+}
+
+void DeviceMemory::give(const Buffer& buffer) {
+  if (!repeated_) Memory::give(buffer);
 }
 
 std::string DeviceMemory::shortage() const {

@@ -6,6 +6,7 @@ import { PURPOSES } from './backend.js';
 import { byPurpose } from './books.js';
 import { dtypeCode } from './dtype.js';
 import { failure } from './errors.js';
+import { type Player, Recording } from './recording.js';
 
 /** What the addon answers about itself. */
 export interface NativeInfo {
@@ -29,8 +30,9 @@ interface NativeBooks {
 }
 
 /** The addon's exports; docs/kernels.md says what each promises. */
-interface Addon {
+interface Addon extends Player {
   info(): NativeInfo;
+  facts(): Record<string, string>;
   bind(commands: Float64Array): void;
   run(kernel: number): void;
   alloc(bytes: number, purpose: number): Handle;
@@ -46,6 +48,8 @@ interface Addon {
   setIsa(name: string): void;
   setCompute(mode: string): void;
   fmaPeak(): number;
+  beginRecord(): void;
+  endRecord(): number | string;
 }
 
 /** The addon itself: the CPU's functions, and a way to those of a backend in another library. */
@@ -58,6 +62,7 @@ export class NativeBackend implements Backend {
   readonly name: string;
   readonly kernels: ReadonlySet<string>;
   readonly #addon: Addon;
+  #uploads: Uint8Array[] | null = null;
   readonly #numbers = new Map<string, number>();
   readonly #commands = new Float64Array(4096);
   readonly #purposes = new Map<Purpose, number>(PURPOSES.map((p, i) => [p, i]));
@@ -80,6 +85,11 @@ export class NativeBackend implements Backend {
     const { isa, threads, compute } = this.info();
     const products = compute === 'exact' ? '' : `, products in ${compute}`;
     return `cpu (${isa}, ${threads} thread${threads === 1 ? '' : 's'}${products})`;
+  }
+
+  /** What the device says of itself, by name; of the CPU nothing. */
+  facts(): Readonly<Record<string, string>> {
+    return this.#addon.facts();
   }
 
   /** Forces an instruction set, for tests and benchmarks; throws if this processor lacks it. */
@@ -118,6 +128,7 @@ export class NativeBackend implements Backend {
 
   upload(handle: Handle, byteOffset: number, bytes: Uint8Array): void {
     this.#addon.write(handle, byteOffset, bytes);
+    this.#uploads?.push(bytes.slice());
   }
 
   download(handle: Handle, byteOffset: number, into: Uint8Array): void {
@@ -148,6 +159,31 @@ export class NativeBackend implements Backend {
     c[at++] = attrs.length;
     for (let i = 0; i < attrs.length; i++) c[at++] = attrs[i] as number;
     this.#addon.run(number);
+  }
+
+  /**
+   * Notes every upload and kernel call of `fn` while they run, so that {@link Recording.replay}
+   * does them again. Memory that `fn` takes stays the recording's own.
+   * @returns what `fn` answers, and the recording, or the reason why it cannot be replayed
+   * @throws where the backend has no recordings, or what `fn` throws
+   */
+  record<T>(fn: () => T): { result: T; recording: Recording | string } {
+    const uploads: Uint8Array[] = [];
+    this.#addon.beginRecord();
+    this.#uploads = uploads;
+    let result: T;
+    try {
+      result = fn();
+    } catch (error) {
+      this.#uploads = null;
+      const ended = this.#addon.endRecord();
+      if (typeof ended === 'number') this.#addon.dropRecord(ended);
+      throw error;
+    }
+    this.#uploads = null;
+    const ended = this.#addon.endRecord();
+    if (typeof ended === 'string') return { result, recording: ended };
+    return { result, recording: new Recording(this.#addon, ended, uploads, this.#numbers) };
   }
 
   memory(): MemoryBooks {
