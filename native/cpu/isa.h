@@ -124,11 +124,15 @@ struct IsaTable {
   void (*swigluGrad)(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
                      int64_t n);
 
-  float (*maxOf)(const float* x, int64_t n);  // -inf when empty; NaN is passed over
+  float (*maxOf)(const float* x, int64_t n);     // -inf when empty; NaN is passed over
+  int64_t (*argMax)(const float* x, int64_t n);  // the first largest or the first NaN; n > 0
   double (*sum)(const float* x, int64_t n);
   double (*sumSquares)(const float* x, int64_t n);
+  void (*moments)(const float* x, int64_t n, double* sums);  // the sum and the sum of squares
   double (*dot)(const float* a, const float* b, int64_t n);
   double (*dot3)(const float* a, const float* b, const float* c, int64_t n);
+  // Sums of a b and of a b c.
+  void (*dots)(const float* a, const float* b, const float* c, int64_t n, double* sums);
   // y = exp(scale * x - shift) and its sum; y may be x; without y only the sum.
   double (*expSum)(const float* x, float scale, float shift, float* y, int64_t n);
 
@@ -137,9 +141,11 @@ struct IsaTable {
   // y = s * (w * d) + t * x + u
   void (*normGrad)(const float* w, const float* d, float s, const float* x, float t, float u,
                    float* y, int64_t n);
-  void (*addTo)(const float* x, double* acc, int64_t n);  // acc += x
-  // acc += d * (s * (x - shift))
-  void (*mulAddTo)(const float* d, const float* x, float s, float shift, double* acc, int64_t n);
+  // acc += x for n columns of rows `step` elements apart
+  void (*addTo)(const float* x, int64_t rows, int64_t step, double* acc, int64_t n);
+  // acc += d * (s * (x - shift)) for the same; shift and s of each row stand in stats
+  void (*mulAddTo)(const float* d, const float* x, const float* stats, int64_t rows, int64_t step,
+                   double* acc, int64_t n);
   void (*normalize)(const float* x, float shift, float s, const float* w, const float* b, float* y,
                     int64_t n);  // (x - shift)*s*w + b
   void (*softmaxGrad)(const float* y, const float* dy, float dot, float* dx,

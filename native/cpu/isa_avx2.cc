@@ -20,6 +20,8 @@
 #define VEC_HALF
 #define VEC_BRAIN
 #define VEC_TRANSPOSE
+#define VEC_MINMAX
+#define VEC_WIDE
 #define VEC_STREAM
 
 namespace lowrank {
@@ -36,6 +38,9 @@ inline __m256i firstLanes(int64_t n) {
 inline __m256 loadPart(const float* p, int64_t n) { return _mm256_maskload_ps(p, firstLanes(n)); }
 inline void storePart(float* p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, firstLanes(n), v); }
 inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+// A NaN in either gives b.
+inline __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+inline __m256 smaller(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 inline __m256 root(__m256 x) { return _mm256_sqrt_ps(x); }
 
 typedef uint16_t halves8 __attribute__((vector_size(16)));
@@ -60,6 +65,14 @@ inline vhh upperHalves(words8 a, words8 b) {
   __m256i packed =
       _mm256_packus_epi32(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
   return (vhh)_mm256_permute4x64_epi64(packed, 0xd8);
+}
+// Low and high words of the products of the lanes with m.
+inline words8 multiplyWide(words8 a, uint32_t m, words8* low) {
+  __m256i factor = _mm256_set1_epi32((int)m);
+  __m256i even = _mm256_mul_epu32((__m256i)a, factor);
+  __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
+  *low = (words8)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  return (words8)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
 }
 typedef int32_t signed8 __attribute__((vector_size(32)));
 inline bool anyAbove(signed8 x, int32_t limit) {

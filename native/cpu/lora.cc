@@ -181,6 +181,8 @@ void lowRankNorms(const Args& args) {
                                           static_cast<uint64_t>(args.context.threads));
   float* scratch = held.as<float>();
   if (transposed) {
+    float asTheyAre[2 * kTileRows];  // a shift of 0 and a factor of 1 for each row
+    for (int64_t i = 0; i < 2 * kTileRows; i++) asTheyAre[i] = i % 2 ? 1.0f : 0.0f;
     args.context.ranges(sum.tiles(), 1, [&](int64_t t, int64_t, int worker) {
       float *block = scratch + worker * own, *p = block + kTileRows * kTileCols;
       double* squares = reinterpret_cast<double*>(p + side);
@@ -190,10 +192,7 @@ void lowRankNorms(const Args& args) {
         int64_t to = std::min(from + kTileRows, sum.rows());
         sum.side(from, to, p);
         sum.tile(from, to, t, p, block);
-        for (int64_t row = 0; row < to - from; row++) {
-          const float* v = block + row * kTileCols;
-          isa.mulAddTo(v, v, 1.0f, 0.0f, squares, n);
-        }
+        isa.mulAddTo(block, block, asTheyAre, to - from, kTileCols, squares, n);
       }
       for (int64_t j = 0; j < n; j++) {
         lengths[t * kTileCols + j] = static_cast<float>(std::sqrt(squares[j]));

@@ -19,10 +19,12 @@ Row statistics(const IsaTable& isa, const float* x, int64_t n, double eps) {
   if (!Centre) {
     square = isa.sumSquares(x, n) / count;
   } else {
-    mean = isa.sum(x, n) / count;
+    double sums[2];
+    isa.moments(x, n, sums);
+    mean = sums[0] / count;
     // Around the rounded mean, which is also what is subtracted; in doubles this loses nothing.
     double shift = static_cast<float>(mean);
-    square = (isa.sumSquares(x, n) - 2 * shift * isa.sum(x, n)) / count + shift * shift;
+    square = (sums[1] - 2 * shift * sums[0]) / count + shift * shift;
     square = std::max(square - (mean - shift) * (mean - shift), std::isnan(square) ? NAN : 0.0);
   }
   return {static_cast<float>(mean), static_cast<float>(1 / std::sqrt(square + eps))};
@@ -87,8 +89,13 @@ void gradInput(const Args& args) {
       const float *in = x + r * n, *d = dy + r * n;
       Row s = statistics<Centre>(isa, in, n, args.attrs[0]);
       double i = s.inverse, count = static_cast<double>(n);
-      double g = Centre ? isa.dot(w, d, n) / count : 0;
-      double gh = (isa.dot3(w, d, in, n) / count - g * s.shift) * i;
+      double sums[2] = {};  // of g and of g x
+      if (Centre) {
+        isa.dots(w, d, in, n, sums);
+      } else {
+        sums[1] = isa.dot3(w, d, in, n);
+      }
+      double g = sums[0] / count, gh = (sums[1] / count - g * s.shift) * i;
       double slope = -i * i * gh;
       isa.normGrad(w, d, s.inverse, in, static_cast<float>(slope),
                    static_cast<float>(-i * g - slope * s.shift), dx + r * n, n);
@@ -118,9 +125,7 @@ void gradWeight(const Args& args) {
     for (int64_t c = from * kBlock; c < std::min(to * kBlock, n); c += kBlock) {
       int64_t width = std::min(kBlock, n - c);
       double acc[kBlock] = {};
-      for (int64_t r = 0; r < rows; r++) {
-        isa.mulAddTo(dy + r * n + c, x + r * n + c, stats[r].inverse, stats[r].shift, acc, width);
-      }
+      isa.mulAddTo(dy + c, x + c, &stats->shift, rows, n, acc, width);
       for (int64_t j = 0; j < width; j++) dw[c + j] = static_cast<float>(acc[j]);
     }
   });

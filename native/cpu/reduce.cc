@@ -79,14 +79,18 @@ void sumColumns(const Args& args, const Groups& g, const float* x, float* y, int
   int64_t width = g.keptDims[g.kept - 1];
   int64_t outer = outputs / width, blocks = (width + kBlock - 1) / kBlock;
   int64_t times = productOf(g.reduced, g.reducedDims);
+  // Rows are those of the last axis that is reduced; with none each is summed by itself.
+  int outerReduced = std::max(0, g.reduced - 1);
+  int64_t rows = g.reduced ? g.reducedDims[outerReduced] : 1;
+  int64_t step = g.reduced ? g.reducedSteps[outerReduced] : 0;
   auto addTo = args.context.isa->addTo;
   args.context.rows(outer * blocks, kBlock * times, [&](int64_t from, int64_t to, int) {
     for (int64_t i = from; i < to; i++) {
       int64_t o = i / blocks, c = i % blocks * kBlock, n = std::min(kBlock, width - c);
       const float* at = x + offsetOf(o, g.kept - 1, g.keptDims, g.keptSteps) + c;
       double acc[kBlock] = {};
-      for (int64_t t = 0; t < times; t++) {
-        addTo(at + offsetOf(t, g.reduced, g.reducedDims, g.reducedSteps), acc, n);
+      for (int64_t t = 0; t < times / rows; t++) {
+        addTo(at + offsetOf(t, outerReduced, g.reducedDims, g.reducedSteps), rows, step, acc, n);
       }
       for (int64_t j = 0; j < n; j++) y[o * width + c + j] = static_cast<float>(acc[j]);
     }
@@ -146,9 +150,16 @@ Axis axisOf(const Args& args, size_t full, size_t reducedTensor) {
 void largest(const Args& args, const float* x, const Axis& a, float* y, int32_t* index) {
   EXPECT(args, a.n > 0, "an axis with elements", args[0].describe());
   EXPECT(args, a.n <= INT32_MAX, "an axis whose places fit i32", args[0].describe());
+  const IsaTable& isa = *args.context.isa;
   args.context.rows(a.outer * a.inner, a.n, [&](int64_t from, int64_t to, int) {
     for (int64_t o = from; o < to; o++) {
       const float* at = x + o / a.inner * a.n * a.inner + o % a.inner;
+      if (a.inner == 1) {
+        int64_t place = isa.argMax(at, a.n);
+        if (y) y[o] = at[place];
+        index[o] = static_cast<int32_t>(place);
+        continue;
+      }
       float best = at[0];
       int64_t place = 0;
       for (int64_t i = 1; i < a.n && !std::isnan(best); i++) {

@@ -7,6 +7,9 @@
 #define VEC_HALF
 #define VEC_BRAIN
 #define VEC_TRANSPOSE
+#define VEC_MINMAX
+#define VEC_SCALE
+#define VEC_WIDE
 
 namespace {
 constexpr int kWidth = 16;
@@ -19,6 +22,11 @@ inline __m512 loadPart(const float* p, int64_t n) {
 }
 inline void storePart(float* p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, firstLanes(n), v); }
 inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+// A NaN in either gives b.
+inline __m512 larger(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+inline __m512 smaller(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+// x 2^n for a whole n, rounded once.
+inline __m512 scaled(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
 
 typedef uint16_t halves16 __attribute__((vector_size(32)));
@@ -43,6 +51,14 @@ inline vhh upperHalves(words16 a, words16 b) {
   const vhh odd = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
   return (vhh)_mm512_permutex2var_epi16((__m512i)a, (__m512i)odd, (__m512i)b);
+}
+// Low and high words of the products of the lanes with m.
+inline words16 multiplyWide(words16 a, uint32_t m, words16* low) {
+  __m512i factor = _mm512_set1_epi32((int)m);
+  __m512i even = _mm512_mul_epu32((__m512i)a, factor);
+  __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+  *low = (words16)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  return (words16)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
 }
 typedef int32_t signed16 __attribute__((vector_size(64)));
 inline bool anyAbove(signed16 x, int32_t limit) {

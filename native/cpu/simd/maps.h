@@ -52,7 +52,7 @@ VEC_INLINE vf normal(vf x, vf* density) {
   q = q * t + 0.1888063983650994f;
   q = q * t + 0.19703073778362717f;
   q = q * t + 0.19748926640106423f;
-  vf e = vexp(x * x * -0.5f);
+  vf e = vexpBelow(x * x * -0.5f);
   vf tail = 0.5f * q * t * e;
   *density = e * kRootHalfOverPi;
   return blend(x < 0.0f, tail, 1.0f - tail);

@@ -20,6 +20,36 @@ float rMax(const float* x, int64_t n) {
   for (; i < n; i++) m = x[i] > m ? x[i] : m;
   return m;
 }
+// The first place of the largest element, or of the first NaN; n > 0.
+int64_t rArgMax(const float* x, int64_t n) {
+  int64_t i = 0;
+  vi nan = {};
+  vf best = splat(-__builtin_inff());
+  for (; i + kWidth <= n; i += kWidth) {
+    vf v = load(x + i);
+    nan |= v != v;
+    best = larger(v, best);
+  }
+  float top = -__builtin_inff();
+  bool any = false;
+  for (int j = 0; j < kWidth; j++) {
+    top = best[j] > top ? best[j] : top;
+    any |= nan[j] != 0;
+  }
+  for (; i < n; i++) {
+    top = x[i] > top ? x[i] : top;
+    any |= x[i] != x[i];
+  }
+  for (i = 0; i + kWidth <= n; i += kWidth) {
+    vf v = load(x + i);
+    vi found = any ? (vi)(v != v) : (vi)(v == top);
+    if (anyAbove(-found, 0)) break;
+  }
+  for (; i < n; i++) {
+    if (any ? x[i] != x[i] : x[i] == top) return i;
+  }
+  return 0;
+}
 double rSum(const float* x, int64_t n) {
   return sumWide(
       n, [=](int64_t i) { return wide(x + i); }, [=](int64_t i) { return (double)x[i]; });
@@ -32,6 +62,52 @@ double rSumSquares(const float* x, int64_t n) {
         return v * v;
       },
       [=](int64_t i) { return (double)x[i] * x[i]; });
+}
+// The sum and the sum of squares in one pass.
+void rMoments(const float* x, int64_t n, double* sums) {
+  const int h = kWidth / 2;
+  vd s[4] = {}, q[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * h <= n; i += 4 * h) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      vd v = wide(x + i + j * h);
+      s[j] += v;
+      q[j] += v * v;
+    }
+  }
+  for (; i + h <= n; i += h) {
+    vd v = wide(x + i);
+    s[0] += v;
+    q[0] += v * v;
+  }
+  sums[0] = total((s[0] + s[1]) + (s[2] + s[3]));
+  sums[1] = total((q[0] + q[1]) + (q[2] + q[3]));
+  for (; i < n; i++) {
+    sums[0] += x[i];
+    sums[1] += (double)x[i] * x[i];
+  }
+}
+// Sums of a b and of a b c in one pass.
+void rDots(const float* a, const float* b, const float* c, int64_t n, double* sums) {
+  const int h = kWidth / 2;
+  vd s[2] = {}, q[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * h <= n; i += 2 * h) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+      vd v = wide(a + i + j * h) * wide(b + i + j * h);
+      s[j] += v;
+      q[j] += v * wide(c + i + j * h);
+    }
+  }
+  sums[0] = total(s[0] + s[1]);
+  sums[1] = total(q[0] + q[1]);
+  for (; i < n; i++) {
+    double v = (double)a[i] * b[i];
+    sums[0] += v;
+    sums[1] += v * c[i];
+  }
 }
 double rDot(const float* a, const float* b, int64_t n) {
   return sumWide(
@@ -78,19 +154,50 @@ void rNormGrad(const float* w, const float* d, float s, const float* x, float t,
                int64_t n) {
   map3(w, d, x, y, n, [=](vf a, vf b, vf c) { return a * b * s + (c * t + u); });
 }
-void rAddTo(const float* x, double* acc, int64_t n) {
-  const int h = kWidth / 2;
+// The sums of `rows` rows, `step` elements apart, for n columns: acc += x.
+void rAddTo(const float* x, int64_t rows, int64_t step, double* acc, int64_t n) {
+  const int h = kWidth / 2, some = 8;
   int64_t i = 0;
-  for (; i + h <= n; i += h) *(vd_any*)(acc + i) += wide(x + i);
-  for (; i < n; i++) acc[i] += x[i];
+  for (; i + some * h <= n; i += some * h) {
+    vd sum[some];
+#pragma GCC unroll 8
+    for (int j = 0; j < some; j++) sum[j] = *(const vd_any*)(acc + i + j * h);
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 8
+      for (int j = 0; j < some; j++) sum[j] += wide(x + r * step + i + j * h);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < some; j++) *(vd_any*)(acc + i + j * h) = sum[j];
+  }
+  for (; i < n; i++) {
+    for (int64_t r = 0; r < rows; r++) acc[i] += x[r * step + i];
+  }
 }
-void rMulAddTo(const float* d, const float* x, float s, float shift, double* acc, int64_t n) {
-  const int h = kWidth / 2;
-  double wideS = s, wideShift = shift;
+// acc += d * (s * (x - shift)) for n columns of `rows` rows, `step` elements apart, each with a
+// shift and an s, which stand side by side.
+void rMulAddTo(const float* d, const float* x, const float* stats, int64_t rows, int64_t step,
+               double* acc, int64_t n) {
+  const int h = kWidth / 2, some = 8;
   int64_t i = 0;
-  for (; i + h <= n; i += h)
-    *(vd_any*)(acc + i) += wide(d + i) * ((wide(x + i) - wideShift) * wideS);
-  for (; i < n; i++) acc[i] += (double)d[i] * (((double)x[i] - wideShift) * wideS);
+  for (; i + some * h <= n; i += some * h) {
+    vd sum[some];
+#pragma GCC unroll 8
+    for (int j = 0; j < some; j++) sum[j] = *(const vd_any*)(acc + i + j * h);
+    for (int64_t r = 0; r < rows; r++) {
+      double shift = stats[2 * r], s = stats[2 * r + 1];
+      const float *dr = d + r * step + i, *xr = x + r * step + i;
+#pragma GCC unroll 8
+      for (int j = 0; j < some; j++) sum[j] += wide(dr + j * h) * ((wide(xr + j * h) - shift) * s);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < some; j++) *(vd_any*)(acc + i + j * h) = sum[j];
+  }
+  for (; i < n; i++) {
+    for (int64_t r = 0; r < rows; r++) {
+      double shift = stats[2 * r], s = stats[2 * r + 1];
+      acc[i] += (double)d[r * step + i] * (((double)x[r * step + i] - shift) * s);
+    }
+  }
 }
 void rNormalize(const float* x, float shift, float s, const float* w, const float* b, float* y,
                 int64_t n) {
@@ -144,50 +251,68 @@ void rAdamW(const float* g, float* p, float* m, float* v, const AdamWStep* o, in
   }
 }
 
+#ifndef VEC_WIDE
 typedef uint64_t vl __attribute__((vector_size(kWidth * 4)));
 
-// High and low words of the lanes' products with m; lanes lie low word first in 64-bit pairs.
+// Low and high words of the lanes' products with m; lanes lie low word first in 64-bit pairs.
 VEC_INLINE vu multiplyWide(vu a, uint32_t m, vu* low) {
   vl even = ((vl)a & 0xffffffffu) * (uint64_t)m;
   vl odd = ((vl)a >> 32) * (uint64_t)m;
   *low = (vu)((even & 0xffffffffu) | (odd << 32));
   return (vu)((even >> 32) | (odd & ~(uint64_t)0xffffffffu));
 }
+#endif
 
-// A counter in each lane.
+// Four words of each of kWidth counters from `block` on, as they follow one another.
+VEC_INLINE void philox(uint64_t block, const DropoutKey* key, vu* words) {
+  vu low = (vu)lanes() + (uint32_t)block;
+  vu c0 = low, c1 = (vu){} + (uint32_t)(block >> 32), c2 = (vu){} + key->stream,
+     c3 = (vu){} + key->step;
+  c1 -= (vu)(low < (vu)lanes());  // where the low half came to its end
+  uint32_t k0 = key->k0, k1 = key->k1;
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; round++) {
+    vu lowA, lowB, highA = multiplyWide(c0, kPhiloxA, &lowA),
+                   highB = multiplyWide(c2, kPhiloxB, &lowB);
+    c0 = highB ^ c1 ^ k0;
+    c2 = highA ^ c3 ^ k1;
+    c1 = lowB;
+    c3 = lowA;
+    k0 += kPhiloxKeyA;
+    k1 += kPhiloxKeyB;
+  }
+  // Two rounds of interleaving: 0 with 2 and 1 with 3, then what came out.
+  vi first = {}, second = {};
+  for (int i = 0; i < kWidth; i++) {
+    first[i] = i / 2 + (i % 2) * kWidth;
+    second[i] = first[i] + kWidth / 2;
+  }
+  vu even0 = SHUFFLE2(c0, c2, first), even1 = SHUFFLE2(c0, c2, second);
+  vu odd0 = SHUFFLE2(c1, c3, first), odd1 = SHUFFLE2(c1, c3, second);
+  words[0] = SHUFFLE2(even0, odd0, first);
+  words[1] = SHUFFLE2(even0, odd0, second);
+  words[2] = SHUFFLE2(even1, odd1, first);
+  words[3] = SHUFFLE2(even1, odd1, second);
+}
+
 void rDropout(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key) {
-  uint32_t words[4 * kWidth], lane[4][kWidth];
+  bool none = key->threshold > 0xffffffffu;  // nothing is kept
+  vu threshold = (vu){} + (uint32_t)key->threshold;
   for (int64_t done = 0; done < n; done += 4 * kWidth) {
-    for (int j = 0; j < kWidth; j++) {
-      uint64_t block = (uint64_t)(i + done) / 4 + (uint64_t)j;
-      lane[0][j] = (uint32_t)block;
-      lane[1][j] = (uint32_t)(block >> 32);
-    }
-    vu c0, c1, c2 = (vu){} + key->stream, c3 = (vu){} + key->step;
-    __builtin_memcpy(&c0, lane[0], sizeof c0);
-    __builtin_memcpy(&c1, lane[1], sizeof c1);
-    uint32_t k0 = key->k0, k1 = key->k1;
-    for (int round = 0; round < 10; round++) {
-      vu lowA, lowB, highA = multiplyWide(c0, kPhiloxA, &lowA),
-                     highB = multiplyWide(c2, kPhiloxB, &lowB);
-      c0 = highB ^ c1 ^ k0;
-      c2 = highA ^ c3 ^ k1;
-      c1 = lowB;
-      c3 = lowA;
-      k0 += kPhiloxKeyA;
-      k1 += kPhiloxKeyB;
-    }
-    __builtin_memcpy(lane[0], &c0, sizeof c0);
-    __builtin_memcpy(lane[1], &c1, sizeof c1);
-    __builtin_memcpy(lane[2], &c2, sizeof c2);
-    __builtin_memcpy(lane[3], &c3, sizeof c3);
-    for (int j = 0; j < kWidth; j++) {
-      for (int r = 0; r < 4; r++) words[4 * j + r] = lane[r][j];
-    }
-    int64_t rest = n - done < 4 * kWidth ? n - done : 4 * kWidth;
-    for (int64_t j = 0; j < rest; j++) {
-      float kept = x[i + done + j] * key->keep;
-      y[i + done + j] = words[j] >= key->threshold ? kept : 0.0f;
+    vu words[4];
+    philox((uint64_t)(i + done) / 4, key, words);
+#pragma GCC unroll 4
+    for (int w = 0; w < 4; w++) {
+      int64_t at = done + w * kWidth, rest = n - at;
+      if (rest <= 0) break;
+      bool whole = rest >= kWidth;
+      vf kept = (whole ? load(x + i + at) : loadPart(x + i + at, rest)) * key->keep;
+      vf v = none ? splat(0.0f) : blend((vi)(words[w] >= threshold), kept, splat(0.0f));
+      if (whole) {
+        store(y + i + at, v);
+      } else {
+        storePart(y + i + at, v, rest);
+      }
     }
   }
 }

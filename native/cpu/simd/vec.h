@@ -41,8 +41,11 @@ VEC_INLINE void storePart(float* p, vf v, int64_t n) {
 #endif
 
 VEC_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
+#ifndef VEC_MINMAX
 // NaN in a gives b; NaN in b gives b.
 VEC_INLINE vf larger(vf a, vf b) { return blend(a > b, a, b); }
+VEC_INLINE vf smaller(vf a, vf b) { return blend(a < b, a, b); }
+#endif
 VEC_INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 // a * b + c, rounded once where the processor can: said outright where bits must not depend on
@@ -127,16 +130,15 @@ VEC_INLINE vu exactBrain(vf x) {
 }
 VEC_INLINE vh narrowBrain(vf x) { return __builtin_convertvector(exactBrain(x) >> 16, vh); }
 
-// exp(x) = 2^n (1 + p) with p = exp(r) - 1, |r| <= ln(2)/2. n is exact for |x| < 2^21.
-// Taylor to r^7: the rest is below 6e-9 relative, a tenth of an ulp.
-VEC_INLINE vf expParts(vf x, vi* n) {
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+// exp(x) = 2^n (1 + p) with p = exp(r) - 1, |r| <= ln(2)/2; `power` is n + 1.5 * 2^23, exact for
+// |x| < 2^21. Taylor to r^7: the rest is below 6e-9 relative, a tenth of an ulp.
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+VEC_INLINE vf expParts(vf x, vf* power) {
   const float log2e = 1.4426950408889634f;
   const float hi = 0.693145751953125f;  // ln 2 to 16 bits, so n*hi is exact
   const float lo = 1.4286068203094172e-06f;
-  vf shifted = x * log2e + magic;
-  vf k = shifted - magic;
-  *n = (vi)shifted - (vi)splat(magic);
+  *power = x * log2e + kMagic;
+  vf k = *power - kMagic;
   vf r = x - k * hi;
   r = r - k * lo;
   vf q = splat(1.0f / 5040);
@@ -148,26 +150,36 @@ VEC_INLINE vf expParts(vf x, vi* n) {
   return r * r * q + r;
 }
 
-// x limited to [lo, hi]; NaN passes.
-VEC_INLINE vf clamp(vf x, float lo, float hi) {
-  x = blend(x < lo, splat(lo), x);
-  return blend(x > hi, splat(hi), x);
-}
-
-VEC_INLINE vf vexp(vf x) {
-  vi n;
-  vf p = expParts(clamp(x, -105.0f, 89.0f), &n);
+#ifdef VEC_SCALE
+// x 2^n, rounded once, for the `power` of expParts().
+VEC_INLINE vf timesPower(vf x, vf power) { return scaled(x, power - kMagic); }
+#else
+VEC_INLINE vf timesPower(vf x, vf power) {
+  vi n = (vi)power - (vi)splat(kMagic);
   vi half = n >> 1;
   vf first = (vf)((half + 127) << 23);
   vf second = (vf)((n - half + 127) << 23);
-  return (p + 1.0f) * first * second;  // two steps, so that subnormals and overflow round rightly
+  return x * first * second;  // two steps, so that subnormals and overflow round rightly
+}
+#endif
+
+// x limited to [lo, hi]; NaN passes.
+VEC_INLINE vf clamp(vf x, float lo, float hi) { return smaller(splat(hi), larger(splat(lo), x)); }
+
+VEC_INLINE vf vexp(vf x) {
+  vf power, p = expParts(clamp(x, -105.0f, 89.0f), &power);
+  return timesPower(p + 1.0f, power);
+}
+// For x <= 0.
+VEC_INLINE vf vexpBelow(vf x) {
+  vf power, p = expParts(larger(splat(-105.0f), x), &power);
+  return timesPower(p + 1.0f, power);
 }
 
 // exp(x) - 1 for x in [0, 88], relative error small near 0, too.
 VEC_INLINE vf expm1Positive(vf x) {
-  vi n;
-  vf p = expParts(clamp(x, 0.0f, 88.0f), &n);
-  vf scale = (vf)((n + 127) << 23);
+  vf power, p = expParts(clamp(x, 0.0f, 88.0f), &power);
+  vf scale = timesPower(splat(1.0f), power);
   return scale * p + (scale - 1.0f);
 }
 
@@ -178,7 +190,7 @@ VEC_INLINE vf vtanh(vf x) {
 }
 
 VEC_INLINE vf vsigmoid(vf x) {
-  vf e = vexp((vf)((vi)x | (int32_t)0x80000000));  // exp(-|x|)
+  vf e = vexpBelow((vf)((vi)x | (int32_t)0x80000000));  // exp(-|x|)
   return blend((vi)x < 0, e, splat(1.0f)) / (e + 1.0f);
 }
 
