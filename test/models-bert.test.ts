@@ -49,7 +49,7 @@ test('config.json: defaults, labels, and what is refused', () => {
     [{ position_embedding_type: 'relative_key' }, /position_embedding_type.*"relative_key"/],
     [{ is_decoder: true }, /is_decoder/],
     [{ problem_type: 'ranking' }, /problem_type.*"ranking"/],
-    [{ hidden_act: 'laplace' }, /hidden_act.*"laplace"/],
+    [{ hidden_act: 'prelu' }, /hidden_act.*"prelu"/],
     [{ architectures: ['RobertaForMaskedLM'] }, /architectures.*ForSequenceClassification/],
     [{ num_attention_heads: 3 }, /multiple of num_attention_heads/],
   ];

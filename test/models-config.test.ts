@@ -111,7 +111,7 @@ const TYPES: Readonly<Record<string, Readonly<Record<string, Fate>>>> = {
   gpt2: {
     ...COMMON,
     ...CAUSAL,
-    activation_function: { only: ['gelu_new', 'relu', 'gelu'], not: 'laplace' },
+    activation_function: { only: ['gelu_new', 'relu', 'laplace'], not: 'prelu' },
     attn_pdrop: 'read',
     embd_pdrop: 'read',
     layer_norm_epsilon: 'read',

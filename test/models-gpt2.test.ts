@@ -63,7 +63,7 @@ test('config.json: defaults of transformers, and what is refused', () => {
   const scaled = gpt2Config({ scale_attn_by_inverse_layer_idx: true, scale_attn_weights: false });
   assert.is(scaled.scales[3], 1 / 4);
   const wrong: [object, RegExp][] = [
-    [{ activation_function: 'laplace' }, /activation_function.*gelu_new.*"laplace"/],
+    [{ activation_function: 'xielu' }, /activation_function.*gelu_new.*"xielu"/],
     [{ add_cross_attention: true }, /add_cross_attention/],
     [{ n_head: 5 }, /n_embd a multiple of n_head/],
     [{ attn_pdrop: 1 }, /attn_pdrop.*received 1/],

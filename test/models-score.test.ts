@@ -7,7 +7,7 @@ import { ACTIVATION_NAMES, readActivation } from '../src/models/activations.js';
 import { type SequenceBatch, SequenceClassifier } from '../src/models/classifier.js';
 import { readConfig } from '../src/models/config.js';
 import { buildModel } from '../src/models/load.js';
-import { sum } from '../src/ops/index.js';
+import { normalCdf, sum } from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
 import { onEachBackend, reference } from './backends.js';
@@ -150,9 +150,22 @@ test('adapter files: names inside a whole module, the flag of mixed layers, star
   }
 });
 
+/** ½·(1 + erf(x/√2)) by Simpson's rule on the density. */
+function distribution(x: number): number {
+  const steps = 400;
+  const h = Math.min(12, Math.max(-12, x)) / steps;
+  let sum = 0;
+  for (let i = 0; i <= steps; i++) {
+    const weight = i === 0 || i === steps ? 1 : i % 2 === 1 ? 4 : 2;
+    sum += weight * Math.exp(-((i * h) ** 2) / 2);
+  }
+  return 0.5 + (sum * h) / 3 / Math.sqrt(2 * Math.PI);
+}
+
 /** What each activation that is composed here should be; the others are ops of their own. */
 const FORMULAS: Readonly<Record<string, (x: number) => number>> = {
   hardswish: (x) => (x * Math.min(6, Math.max(0, x + 3))) / 6,
+  laplace: (x) => distribution((x - 707107 / 1e6) / 0.282095),
   leaky_relu: (x) => (x > 0 ? x : 0.01 * x),
   linear: (x) => x,
   mish: (x) => x * Math.tanh(Math.log1p(Math.exp(x))),
@@ -185,6 +198,24 @@ onEachBackend(test, 'activations by their formulas, and their slopes', (backend)
       });
     });
   }
+});
+
+onEachBackend(test, 'the normal distribution, at its middle and far out', (backend) => {
+  scope(() => {
+    const x = setTrainable(tensor([0, -1e-20, -40, 40, 1], [5], { backend }), true);
+    const y = normalCdf(x);
+    // Φ(1) = 0.8413447…
+    const wanted = [0.5, 0.5, 0, 1, 0.841344746];
+    y.toNumbers().forEach((v, i) => {
+      assert.ok(Math.abs(v - (wanted[i] as number)) < 1e-7, `${v}`);
+    });
+    backward(sum(y));
+    const density = (v: number) => Math.exp(-(v ** 2) / 2) / Math.sqrt(2 * Math.PI);
+    const slopes = x.grad?.toNumbers() ?? [];
+    [0, 0, -40, 40, 1].forEach((v, i) => {
+      assert.ok(Math.abs((slopes[i] as number) - density(v)) < 1e-7, `slope ${slopes[i]} at ${v}`);
+    });
+  });
 });
 
 test.run();

@@ -7,6 +7,7 @@ import {
   log,
   mul,
   neg,
+  normalCdf,
   relu,
   scale,
   sigmoid,
@@ -27,6 +28,9 @@ const relu6 = (x: Tensor) => capped(relu(x), 6);
 /** log(1 + eˣ), whose exponent never overflows in this form. */
 const softplus = (x: Tensor) => add(relu(x), log(affine(exp(neg(abs(x))), 1, 1)));
 
+/** MEGA's (Ma et al., 2022), as transformers has them: six digits of √½ and of 1/√(4π). */
+const LAPLACE = { mean: 707107 / 1e6, deviation: 282095 / 1e6 } as const;
+
 /** The activations that a config.json may name, by transformers' names. */
 const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
   gelu: (x) => gelu(x),
@@ -39,6 +43,7 @@ const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
   gelu_pytorch_tanh: tanhGelu,
   gelu_python_tanh: tanhGelu,
   hardswish: (x) => mul(x, scale(relu6(affine(x, 1, 3)), 1 / 6)),
+  laplace: (x) => normalCdf(affine(x, 1 / LAPLACE.deviation, -LAPLACE.mean / LAPLACE.deviation)),
   leaky_relu: (x) => sub(relu(x), scale(relu(neg(x)), 0.01)),
   linear: (x) => x,
   mish: (x) => mul(x, tanh(softplus(x))),

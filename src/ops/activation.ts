@@ -3,7 +3,7 @@ import { computeDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { mul, sigmoid } from './elementwise.js';
+import { abs, affine, div, exp, mul, relu, scale, sigmoid } from './elementwise.js';
 
 const asInput = ([x]: readonly Meta[]): Meta[] => [
   { shape: (x as Meta).shape, dtype: computeDType([(x as Meta).dtype]) },
@@ -68,6 +68,44 @@ const geluOp = defineOp<{ form: GeluForm }>({
 /** Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact or by tanh. */
 export function gelu(x: Tensor, form: GeluForm = 'none'): Tensor {
   return first(geluOp([x], { form }));
+}
+
+/** A magnitude from which on gelu(x)/x is the distribution: below it, it is that of 0. */
+const LEAST = 1e-30;
+
+/** Φ(x) = ½ + sign(x)·(Φ(|x|) − ½), and Φ of what is above 0 is gelu over it. */
+function distribution(x: Tensor): Tensor {
+  // |x|, but never 0.
+  const size = affine(relu(affine(abs(x), 1, -LEAST)), 1, LEAST);
+  const half = affine(div(gelu(size), size), 1, -0.5);
+  return affine(mul(div(x, size), half), 1, 0.5);
+}
+
+const normalCdfOp = defineOp<void>({
+  name: 'normalCdf',
+  infer: asInput,
+  forward: ([x]) => ({ output: distribution(x as Tensor) }),
+  reads: () => ({ inputs: [0] }),
+  // y = Φ(x): dx = dy·φ(x) = dy·exp(−x²/2)/√(2π)
+  backward: ({ grad, input }) => {
+    const x = input(0);
+    const density = scale(exp(scale(mul(x, x), -0.5)), 1 / Math.sqrt(2 * Math.PI));
+    return [mul(grad, density)];
+  },
+  composed: ([x]) => distribution(x as Tensor),
+  samples: [
+    ...shapes.map((shape, i) => ({
+      label: labels[i] as string,
+      inputs: [{ shape, scale: 2 }],
+      attrs: undefined,
+    })),
+    { label: 'far out', inputs: [{ shape: [3], values: [-9, 0.5, 9] }], attrs: undefined },
+  ],
+});
+
+/** Φ(x), the standard normal distribution: ½·(1 + erf(x/√2)). */
+export function normalCdf(x: Tensor): Tensor {
+  return first(normalCdfOp([x], undefined));
 }
 
 const swigluOp = defineOp<void>({

@@ -1,4 +1,4 @@
-export { type GeluForm, gelu, silu, swiglu } from './activation.js';
+export { type GeluForm, gelu, normalCdf, silu, swiglu } from './activation.js';
 export { type AttentionOptions, attention } from './attention.js';
 export { broadcastTo, reshape, sum, sumTo } from './broadcast.js';
 export { cast } from './cast.js';
