@@ -25,7 +25,13 @@ import {
   ranks,
   spearman,
 } from '../src/train/metrics.js';
-import { collateSequences, placedBatches, sequenceSource } from '../src/train/sequences.js';
+import {
+  collateSequences,
+  encodeRecords,
+  givesTokenTypes,
+  placedBatches,
+  sequenceSource,
+} from '../src/train/sequences.js';
 import { reference } from './backends.js';
 import { encoderConfig, tokenizerJson } from './support/classifier.js';
 import { TINY, tinySource } from './support/tiny.js';
@@ -279,6 +285,38 @@ test('special tokens and types as each tokenizer’s template says', () => {
     () => bert.encodeSequence('the', 'a', 2),
     /3 or more for special tokens, received 2/,
   );
+});
+
+test('token types go to the model where model_input_names has them, by default to BERT', () => {
+  const make = (names?: unknown) => {
+    const settings = names === undefined ? {} : { model_input_names: names };
+    return new Tokenizer(tokenizerJson('bert'), settings, { bos: [], eos: [], pad: [] }, 'here');
+  };
+  const all = ['input_ids', 'token_type_ids', 'attention_mask'];
+  const rows: [unknown, boolean | null, bert: boolean, roberta: boolean][] = [
+    [undefined, null, true, false],
+    [null, null, true, false],
+    [all, true, true, true],
+    [['input_ids', 'attention_mask'], false, false, false],
+  ];
+  for (const [names, gives, bert, roberta] of rows) {
+    const tokenizer = make(names);
+    assert.is(tokenizer.givesTokenTypes, gives);
+    assert.is(givesTokenTypes({ model_type: 'bert' }, tokenizer), bert);
+    assert.is(givesTokenTypes({ model_type: 'roberta' }, tokenizer), roberta);
+    assert.is(givesTokenTypes({ model_type: 'llama' }, tokenizer), false);
+    const batch = tokenizer.encodeBatch([['the film', 'good']]);
+    assert.is(batch.tokenTypeIds !== undefined, gives !== false);
+    assert.is(batch.attentionMask.length, batch.inputIds.length);
+  }
+  const space = new LabelSpace(['a', 'b'], 'single_label_classification');
+  const records = [{ text: 'the film', pair: 'good', label: 'a', place: 'p' }] as never;
+  const how = { maxLength: 9, file: 'f' };
+  for (const tokenTypes of [true, false]) {
+    const { examples } = encodeRecords(records, make(), space, { ...how, tokenTypes });
+    assert.is(examples[0]?.typeIds !== undefined, tokenTypes);
+  }
+  assert.throws(() => make('input_ids'), /here, model_input_names\] expected a list of names/);
 });
 
 test('templates: TemplateProcessing, sequences, none, and what is refused', () => {

@@ -146,7 +146,7 @@ async function runClassifier(
     { readLabelled },
     { hasHead, headConfig },
     { knownLabels, paddingOf },
-    { encodeRecords },
+    { encodeRecords, givesTokenTypes },
     { predictRecords },
     { sequenceLength },
     { failure },
@@ -170,7 +170,7 @@ async function runClassifier(
   using model = loaded.model;
   const { tokenizer, backend } = loaded;
   const maxLength = sequenceLength(flags.seqLength, model.maxPositions);
-  const tokenTypes = checkpoint.config.model_type === 'bert';
+  const tokenTypes = givesTokenTypes(checkpoint.config, tokenizer);
   const how = { maxLength, tokenTypes, file: flags.data };
   const { examples, truncated } = encodeRecords(records, tokenizer, space, how);
   if (!flags.json) note(`${plural(records.length, 'record')} on ${backend}`);

@@ -41,7 +41,10 @@ export interface EncodedBatch {
   readonly inputIds: Int32Array;
   /** 1 where a token counts, 0 at padding. */
   readonly attentionMask: Uint8Array;
-  /** Which text of a pair each token is of; only where one is of the second. */
+  /**
+   * Which text of a pair each token is of; only where one is of the second, and not where the
+   * tokenizer's `model_input_names` leave it out.
+   */
   readonly tokenTypeIds?: Int32Array;
   /** B. */
   readonly batch: number;
@@ -126,6 +129,11 @@ export class Tokenizer {
   readonly addsBos: boolean;
   /** The chat template, as Jinja text; null where there is none. */
   readonly chatTemplate: string | null;
+  /**
+   * Whether the model is to be told which text of a pair each token is of, where tokenizer_config.json
+   * says so (`model_input_names`); null where it says nothing.
+   */
+  readonly givesTokenTypes: boolean | null;
   readonly #postProcessor: unknown;
   readonly #truncationSide: 'left' | 'right';
   #template: SequenceTemplate | undefined;
@@ -152,6 +160,7 @@ export class Tokenizer {
     this.eosId = this.eosIds[0] ?? null;
     this.padId = find('pad')[0] ?? null;
     this.addsBos = this.bosId !== null && this.encode('a')[0] === this.bosId;
+    this.givesTokenTypes = tokenTypesIn(settings.model_input_names, place);
     this.#postProcessor = json.post_processor;
     this.#truncationSide = settings.truncation_side === 'left' ? 'left' : 'right';
     this.chatTemplate = typeof settings.chat_template === 'string' ? settings.chat_template : null;
@@ -204,7 +213,8 @@ export class Tokenizer {
         ? this.encodeSequence(t, null, options.maxLength)
         : this.encodeSequence(t[0], t[1], options.maxLength),
     );
-    return padded(rows, options.padTo ?? 0, this.padId ?? 0);
+    const { tokenTypeIds, ...batch } = padded(rows, options.padTo ?? 0, this.padId ?? 0);
+    return this.givesTokenTypes === false || !tokenTypeIds ? batch : { ...batch, tokenTypeIds };
   }
 
   /**
@@ -254,6 +264,15 @@ export class Tokenizer {
     }
     return [id, ...ids.filter((other) => other !== id)];
   }
+}
+
+/** Whether `model_input_names` has token types; a mask comes with every batch, whatever it says. */
+function tokenTypesIn(names: unknown, place: string): boolean | null {
+  if (names === undefined || names === null) return null;
+  if (Array.isArray(names) && names.every((n) => typeof n === 'string')) {
+    return names.includes('token_type_ids');
+  }
+  throw failure(`${place}, model_input_names`, 'a list of names', JSON.stringify(names));
 }
 
 function padded(rows: readonly EncodedSequence[], padTo: number, padId: number): EncodedBatch {

@@ -39,6 +39,18 @@ export interface EncodeRecordsOptions {
 }
 
 /**
+ * Whether an encoder is given token types: as the tokenizer's `model_input_names` say, else as its
+ * architecture's tokenizers do, BERT's but not RoBERTa's. Other models have none.
+ */
+export function givesTokenTypes(
+  { model_type: type }: Readonly<Record<string, unknown>>,
+  tokenizer: Tokenizer,
+): boolean {
+  if (type !== 'bert' && type !== 'roberta') return false;
+  return tokenizer.givesTokenTypes ?? type === 'bert';
+}
+
+/**
  * Records as a classifier sees them: special tokens and pairs as the tokenizer's own template says,
  * the longer text cut first.
  * @throws with file:line on an unknown label, or a text without any token

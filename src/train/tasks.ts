@@ -13,7 +13,7 @@ import { evaluationSteps } from './evaluate.js';
 import type { AnyEvaluation, FinetuneOptions, StartEvent } from './finetune-options.js';
 import type { Settled } from './finetune-settings.js';
 import { chooseLabels, paddingOf } from './labels.js';
-import { encodeRecords, placedBatches, sequenceSource } from './sequences.js';
+import { encodeRecords, givesTokenTypes, placedBatches, sequenceSource } from './sequences.js';
 import type { RunSettings } from './state.js';
 import type { AnyBatch, BatchSource } from './trainer.js';
 
@@ -134,7 +134,7 @@ function classifierTask({ options, s, checkpoint, tokenizer }: Parts): Task {
       const classifier = model as SequenceClassifier;
       const seqLength = sequenceLength(options.seqLength, classifier.maxPositions);
       const encode = (list: readonly LabelledRecord[], file: string) => {
-        const tokenTypes = checkpoint.config.model_type === 'bert';
+        const tokenTypes = givesTokenTypes(checkpoint.config, tokenizer);
         return encodeRecords(list, tokenizer, space, { maxLength: seqLength, tokenTypes, file });
       };
       const padId = paddingOf(checkpoint.config, tokenizer);
