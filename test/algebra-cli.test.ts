@@ -60,6 +60,18 @@ test('what is asked for in a wrong way ends with 2, what fails with 1; nothing i
     await told(2, /needs one of --rank and --energy/, 'resize', a, '--out', out);
     await told(2, /unknown option '--rnak'.*--rank/, 'resize', a, '--out', out, '--rnak', '2');
     await told(2, /another place than/, 'resize', a, '--out', a, '--rank', '2', '--overwrite');
+    await told(
+      1,
+      /resize rank\] expected at most 256/,
+      'resize',
+      a,
+      '--out',
+      out,
+      '--rank',
+      '1000000',
+    );
+    const svd = ['combine', a, b, '--out', out, '--method', 'svd', '--rank', '99999999'];
+    await told(1, /combine rank\] expected at most 256 .*reaches every change/, ...svd);
     await told(1, /new or empty folder/, 'resize', a, '--out', b, '--rank', '2');
     await told(
       2,

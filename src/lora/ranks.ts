@@ -1,6 +1,6 @@
-import { failure } from '../tensor/errors.js';
 import type { LoraAdapters } from './adapters.js';
 import { enabledParts, type FullLoraConfig, settingsOf } from './config.js';
+import { checkRank } from './rank-limit.js';
 import { type Site, siteOf } from './site.js';
 import { plainLayer } from './targets.js';
 
@@ -17,26 +17,11 @@ function sides({ path, inFeatures, outFeatures }: Site, config: FullLoraConfig):
   return [inFeatures, outFeatures / (enabledParts(config, path)?.length ?? 1)];
 }
 
-/** A rank that people give whatever the layer is: no slip, though it is too large for a tiny one. */
-const USUAL = 256;
-
-/**
- * Throws on a rank that is a slip: above in + out, where A and B alone hold more than four times the
- * layer's numbers. Before anything of that rank is allocated.
- */
+/** Throws on a rank that is a slip: see {@link checkRank}. */
 export function checkRanks(sites: Iterable<Site>, config: FullLoraConfig): void {
   for (const site of sites) {
     const { rank } = settingsOf(config, site.path);
-    const [inner, outer] = sides(site, config);
-    const limit = Math.max(inner + outer, USUAL);
-    if (rank <= limit) continue;
-    const most = Math.min(inner, outer);
-    throw failure(
-      'lora rank',
-      `at most ${limit} for ${site.path} [${outer}, ${inner}]`,
-      String(rank),
-      `Rank ${most} reaches every change of that layer`,
-    );
+    checkRank('lora rank', site.path, rank, sides(site, config));
   }
 }
 

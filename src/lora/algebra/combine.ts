@@ -2,6 +2,7 @@ import { svdOfProduct } from '../../linalg/index.js';
 import type { Backend } from '../../tensor/backend.js';
 import { failure, shapeText } from '../../tensor/errors.js';
 import { defaultBackend } from '../../tensor/registry.js';
+import { checkRank } from '../rank-limit.js';
 import {
   type Adapter,
   type AdapterModule,
@@ -218,6 +219,10 @@ export function combine(parts: readonly Weighted[], options: CombineOptions = {}
       modules.set(path, module);
       layers.push({ path, from: module.rank, to: module.rank, error: 0, energy: 1 });
       continue;
+    }
+    const [{ module: like }] = list as [Part];
+    if (options.rank !== undefined) {
+      checkRank('combine rank', path, rank, [like.inFeatures, like.outFeatures]);
     }
     const { module, report } =
       method === 'svd'

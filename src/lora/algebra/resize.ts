@@ -1,4 +1,5 @@
 import { failure } from '../../tensor/errors.js';
+import { checkRank } from '../rank-limit.js';
 import { type Adapter, type AdapterModule, decompose, moduleOfSvd } from './adapter.js';
 import { type Combined, lossOf, type RankReport } from './combine.js';
 import { checkAlgebra, madeFrom } from './config.js';
@@ -15,7 +16,7 @@ function rankFor(s: Float64Array, energy: number): number {
 /**
  * The nearest adapter of another rank, layer by layer (Eckart and Young): exact where the rank is
  * not below that of ΔW. By energy each layer has its own rank, named in `rank_pattern`.
- * @throws for a rank below 1, an energy outside 0 … 1, and adapters that are no sums of B A
+ * @throws for a rank below 1 or absurdly large, an energy outside 0 … 1, and adapters that are no sums of B A
  */
 export function resize(adapter: Adapter, target: ResizeTarget): Combined {
   checkAlgebra(adapter, 'resize');
@@ -28,6 +29,9 @@ export function resize(adapter: Adapter, target: ResizeTarget): Combined {
   const modules = new Map<string, AdapterModule>();
   const layers: RankReport[] = [];
   for (const [path, m] of adapter.modules) {
+    if ('rank' in target) {
+      checkRank('resize rank', path, target.rank, [m.inFeatures, m.outFeatures]);
+    }
     const svd = decompose(m);
     const rank = 'rank' in target ? target.rank : rankFor(svd.s, target.energy);
     modules.set(path, moduleOfSvd(m, svd, Math.min(rank, svd.s.length), rank));
