@@ -151,6 +151,11 @@ function countFlops(
   return products + attention;
 }
 
+/** A model of a named shape, or of a config.json, with frozen random weights. */
+export function frozenModel(model: string, dtype: 'f32' | 'bf16', backend: Backend): CausalLM {
+  return buildCausalLM(shapeOf(model).config, randomSource(backend, 'lora', dtype));
+}
+
 /** Builds a model and what trains it. */
 export function buildStep(settings: StepSettings, backend: Backend): StepWork {
   const { batch, seq, mode, rank, dtype, labelShare = 1, checkpointing = false } = settings;
