@@ -1,7 +1,7 @@
 // Attention by tiles of queries and keys with a running softmax; only the log-sum-exp is kept.
 #include <algorithm>
 
-#include "attention.cuh"
+#include "attention_mma.cuh"
 
 namespace lowrank {
 
@@ -85,7 +85,7 @@ void attention(const CudaArgs& args) {
   float* y = args.out(at).as<float>();
   float* lse = args.out(at + 1).as<float>();
   int64_t blocks = (s.t + kTile - 1) / kTile * s.b * s.h;
-  if (blocks == 0) return;
+  if (blocks == 0 || attentionMma(args, s, y, lse)) return;
   if (s.d <= 64) {
     launch(args, attentionKernel<64>, dim3(blocksFor(blocks, 1)), dim3(kAttendThreads), 0, s, y,
            lse);

@@ -3,7 +3,7 @@
 // so that every sum has one owner and one order.
 #include <algorithm>
 
-#include "attention.cuh"
+#include "attention_mma.cuh"
 
 namespace lowrank {
 
@@ -186,6 +186,7 @@ void attentionGrad(const CudaArgs& args) {
   if (rows > 0 && s.d > 0) {
     launch(args, deltaKernel, dim3(blocksFor(rows, kRowsPerBlock)), dim3(kRowsPerBlock * kWarp), 0,
            g);
+    if (attentionGradMma(args, s, g.dy, g.lse, g.lseType, g.delta, g.dq, g.dk, g.dv)) return;
     unsigned blocks = blocksFor((s.t + kTile - 1) / kTile * s.b * s.h, 1);
     if (s.d <= 64) {
       launch(args, queryGradKernel<64>, dim3(blocks), threads, 0, g);

@@ -1,0 +1,229 @@
+// Attention on the tensor cores: the running softmax stays in registers, keys and values are copied
+// into shared memory a tile ahead.
+#include "attention_mma.cuh"
+
+namespace lowrank {
+
+namespace {
+
+constexpr int kPackThreads = 256;
+constexpr int kKeys = 64;  // of a tile
+
+__global__ void __launch_bounds__(kPackThreads)
+    packKernel(Heads x, int64_t b, int64_t rows, int64_t heads, int64_t d, int padded,
+               const uint8_t* mask, Bf16* to) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  int chunks = padded / 8;
+  int64_t line = i / chunks, c = i % chunks * 8;
+  if (line >= b * heads * rows) return;
+  int64_t row = line % rows, head = line / rows % heads, batch = line / (rows * heads);
+  uint32_t out[4] = {};
+  if (!mask || mask[batch * rows + row] != 0) {
+    int64_t at = ((batch * rows + row) * heads + head) * d + c;
+    float4 low = fourAt(x.data, x.type, at, d - c, x.vector);
+    float4 high = fourAt(x.data, x.type, at + 4, d - c - 4, x.vector);
+    out[0] = packBf16(low.x, low.y);
+    out[1] = packBf16(low.z, low.w);
+    out[2] = packBf16(high.x, high.y);
+    out[3] = packBf16(high.z, high.w);
+  }
+  *reinterpret_cast<uint4*>(to + line * padded + c) = make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+// A block for 64·MT queries of a head, a warp for 16·MT of them.
+template <int DP, int MT>
+__global__ void __launch_bounds__(kMmaThreads, 2)
+    attentionMmaKernel(Attend s, PackedHeads q, PackedHeads k, PackedHeads v, float* y,
+                       float* lse) {
+  constexpr int kQueries = 64 * MT, kSteps = DP / 16, kGroups = kKeys / 8;
+  DYNAMIC_SHARED(Bf16, memory);
+  Bf16* queries = memory;
+  Bf16* keys = queries + kQueries * DP;
+  Bf16* values = keys + 2 * kKeys * DP;
+  int64_t tiles = (s.t + kQueries - 1) / kQueries, heads = s.b * s.h;
+  int64_t q0 = (tiles - 1 - blockIdx.x / heads) * kQueries, batch = blockIdx.x % heads / s.h;
+  int64_t head = blockIdx.x % s.h, group = head / (s.h / s.g);
+  const Bf16* qAt = q.data + ((batch * s.h + head) * s.t + q0) * DP;
+  const Bf16* kAt = k.data + (batch * s.g + group) * s.s * DP;
+  const Bf16* vAt = v.data + (batch * s.g + group) * s.s * DP;
+  int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  int row0 = static_cast<int>(threadIdx.x) / kWarp * 16 * MT;
+  int64_t rows = min(static_cast<int64_t>(kQueries), s.t - q0);
+  int64_t begin = s.first(q0) / kKeys * kKeys, end = s.last(q0 + rows - 1);
+  // What this warp's own queries see.
+  int64_t ownLast = min(q0 + row0 + 16 * MT, s.t) - 1;
+  int64_t ownEnd = ownLast < q0 + row0 ? 0 : s.last(ownLast), ownBegin = s.first(q0 + row0);
+  float factor = s.scale * kLog2E;
+
+  copyTile<DP, kQueries>(queries, qAt, rows);
+  copyTile<DP, kKeys>(keys, kAt + begin * DP, min(static_cast<int64_t>(kKeys), s.length - begin));
+  endCopies();
+  copyTile<DP, kKeys>(values, vAt + begin * DP, min(static_cast<int64_t>(kKeys), s.length - begin));
+  endCopies();
+
+  float top[MT][2], sum[MT][2] = {}, out[MT][DP / 8][4] = {};
+  uint32_t left[MT][kSteps][4];
+#pragma unroll
+  for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY;
+  int now = 0;
+  for (int64_t k0 = begin; k0 < end; k0 += kKeys, now ^= 1) {
+    int64_t next = k0 + kKeys, more = max(static_cast<int64_t>(0), s.length - next);
+    copiesLeft<1>();
+    __syncthreads();
+    if (next < end) copyTile<DP, kKeys>(keys + (now ^ 1) * kKeys * DP, kAt + next * DP, more);
+    endCopies();
+    if (k0 == begin) {
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int i = 0; i < kSteps; i++) {
+          leftFragment<DP>(left[m][i], queries, row0 + m * 16, i);
+        }
+      }
+    }
+    bool seen = k0 < ownEnd && next > ownBegin;
+    bool whole = seesAll(s, q0 + row0, 16 * MT, k0, kKeys);
+    uint32_t weights[MT][kKeys / 16][4];
+    if (seen) {
+      float score[MT][kGroups][4] = {};
+      Bf16* tile = keys + now * kKeys * DP;
+#pragma unroll
+      for (int i = 0; i < kSteps; i++) {
+#pragma unroll
+        for (int j = 0; j < kGroups; j += 2) {
+          uint32_t b[4];
+          rightFragments<DP>(b, tile, j * 8, i);
+#pragma unroll
+          for (int m = 0; m < MT; m++) {
+            mmaBf16(score[m][j], left[m][i], b[0], b[1]);
+            mmaBf16(score[m][j + 1], left[m][i], b[2], b[3]);
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int64_t query = q0 + row0 + m * 16 + half * 8 + g;
+          SeenKeys sees = {0, kKeys, nullptr};
+          if (!whole) sees = seenKeys(s, batch, query, k0, kKeys);
+          float best = -INFINITY;
+#pragma unroll
+          for (int j = 0; j < kGroups; j++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+              float& x = score[m][j][half * 2 + e];
+              x *= factor;
+              if (!whole && !sees(j * 8 + t * 2 + e)) x = -INFINITY;
+              best = fmaxf(best, x);
+            }
+          }
+          best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, 1));
+          best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, 2));
+          best = fmaxf(best, top[m][half]);
+          // With nothing seen so far the shift is 0 and every weight 2^-inf = 0.
+          float shift = best == -INFINITY ? 0.0f : best;
+          float shrink = top[m][half] == best ? 1.0f : fastExp2(top[m][half] - best);
+          float part = 0;
+#pragma unroll
+          for (int j = 0; j < kGroups; j++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+              float& x = score[m][j][half * 2 + e];
+              part += x = fastExp2(x - shift);
+            }
+          }
+          sum[m][half] = sum[m][half] * shrink + part;
+          top[m][half] = best;
+#pragma unroll
+          for (int c = 0; c < DP / 8; c++) {
+            out[m][c][half * 2] *= shrink;
+            out[m][c][half * 2 + 1] *= shrink;
+          }
+        }
+        asFactors<kKeys / 16>(weights[m], score[m]);
+      }
+    }
+    copiesLeft<1>();
+    __syncthreads();
+    if (next < end) copyTile<DP, kKeys>(values + (now ^ 1) * kKeys * DP, vAt + next * DP, more);
+    endCopies();
+    if (!seen) continue;
+    Bf16* tile = values + now * kKeys * DP;
+#pragma unroll
+    for (int i = 0; i < kKeys / 16; i++) {
+#pragma unroll
+      for (int c = 0; c < DP / 8; c += 2) {
+        uint32_t b[4];
+        turnedFragments<DP>(b, tile, i * 16, c);
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+          mmaBf16(out[m][c], weights[m][i], b[0], b[1]);
+          mmaBf16(out[m][c + 1], weights[m][i], b[2], b[3]);
+        }
+      }
+    }
+  }
+  copiesLeft<0>();
+
+#pragma unroll
+  for (int m = 0; m < MT; m++) {
+    int64_t query = q0 + row0 + m * 16;
+    float shares[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float total = sum[m][half];
+      total += __shfl_xor_sync(kAllLanes, total, 1);
+      total += __shfl_xor_sync(kAllLanes, total, 2);
+      shares[half] = total == 0 ? 0.0f : 1 / total;
+      int64_t own = query + half * 8 + g;
+      if (t == 0 && own < s.t) {
+        lse[(batch * s.h + head) * s.t + own] =
+            total == 0 ? -INFINITY : (top[m][half] + log2f(total)) * kLn2;
+      }
+    }
+    storeSums<DP>(y + ((batch * s.t + query) * s.h + head) * s.d, s.queryRow(), s.t - query, s.d,
+                  shares, out[m]);
+  }
+}
+
+template <int DP, int MT>
+void forward(const CudaArgs& args, const Attend& s, PackedHeads q, PackedHeads k, PackedHeads v,
+             float* y, float* lse) {
+  int64_t blocks = (s.t + 64 * MT - 1) / (64 * MT) * s.b * s.h;
+  size_t shared = static_cast<size_t>(64 * MT + 4 * kKeys) * DP * sizeof(Bf16);
+  launch(args, attentionMmaKernel<DP, MT>, dim3(blocksFor(blocks, 1)), dim3(kMmaThreads), shared, s,
+         q, k, v, y, lse);
+}
+
+}  // namespace
+
+PackedHeads packHeads(const CudaArgs& args, const Heads& x, int64_t b, int64_t rows, int64_t heads,
+                      int64_t d, const uint8_t* mask, Bf16* to) {
+  int padded = static_cast<int>(paddedChannels(d));
+  int64_t pieces = b * rows * heads * (padded / 8);
+  if (pieces > 0) {
+    launch(args, packKernel, dim3(blocksFor(pieces, kPackThreads)), dim3(kPackThreads), 0, x, b,
+           rows, heads, d, padded, mask, to);
+  }
+  return {to, heads, rows};
+}
+
+bool attentionMma(const CudaArgs& args, const Attend& s, float* y, float* lse) {
+  if (!args.device.brain || s.d > kMmaChannels || s.d == 0) return false;
+  Memory& memory = args.device.memory;
+  Workspace qHeld(memory, packedBytes(s.b, s.t, s.h, s.d));
+  Workspace kHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
+  Workspace vHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
+  PackedHeads q = packHeads(args, s.q, s.b, s.t, s.h, s.d, nullptr, qHeld.as<Bf16>());
+  PackedHeads k = packHeads(args, s.k, s.b, s.s, s.g, s.d, s.mask, kHeld.as<Bf16>());
+  PackedHeads v = packHeads(args, s.v, s.b, s.s, s.g, s.d, s.mask, vHeld.as<Bf16>());
+  if (s.d <= 64) {
+    forward<64, 2>(args, s, q, k, v, y, lse);
+  } else {
+    forward<128, 1>(args, s, q, k, v, y, lse);
+  }
+  return true;
+}
+
+}  // namespace lowrank
