@@ -13,7 +13,7 @@ import { onEachBackend } from './backends.js';
 import { expectClose } from './op-cases.js';
 
 /** So many tokens that the logits of a batch are several chunks. */
-const VOCABULARY = 70001;
+const VOCABULARY = 120001;
 const [ROWS, LENGTH] = [3, 60];
 
 const CONFIG = {
