@@ -101,7 +101,7 @@ async function compile(sanitize) {
   const work = async () => {
     for (let path = waiting.shift(); path !== undefined; path = waiting.shift()) {
       const o = object(path);
-      const parts = ['-MD', '-MF', `${o}.d`, '-x', 'c++', '-c', '-o', o, path];
+      const parts = ['-MMD', '-MF', `${o}.d`, '-x', 'c++', '-c', '-o', o, path];
       await run(cxx.path, [...flags, ...parts]);
     }
   };
