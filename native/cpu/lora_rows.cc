@@ -113,8 +113,9 @@ class Branches {
         1, static_cast<int64_t>(std::min(worth, static_cast<double>(kPartsPerThread * threads))));
   }
 
-  // Cuts p = s x F^T [rows, r] of rows of `deep` elements into parts.
-  void cutDown(std::vector<Part>& parts, int64_t wanted, int64_t deep, Narrow& p) {
+  // Cuts p = s x F^T [rows, r] of rows of `deep` elements into parts, for adapters whose F is
+  // there.
+  void cutDown(std::vector<Part>& parts, int64_t wanted, int64_t deep, bool isA, Narrow& p) {
     int64_t tiles = ceilDiv(deep, kDeep), blocks = 0;
     for (size_t g = 0; g < rows_.groups(); g++) blocks += ceilDiv(size(g), tall(g, wanted));
     int64_t across = std::min(tiles, blocks > 0 ? ceilDiv(wanted, blocks) : 1);
@@ -124,6 +125,7 @@ class Branches {
     p.data = held_.back().as<float>();
     int64_t run = ceilDiv(tiles, across);
     for (size_t g = 0; g < rows_.groups(); g++) {
+      if (!(isA ? pairs_[g].a : pairs_[g].b)) continue;
       int64_t step = tall(g, wanted), end = rows_.start[g + 1];
       for (int64_t i = rows_.start[g]; i < end; i += step) {
         for (int64_t t = 0; t < tiles; t += run) {
@@ -417,7 +419,7 @@ void addLowRankRows(const Args& args) {
   work.product(pairs, b, in);
   int64_t wanted = b.partsFor(work.flops, work.bytes);
   std::vector<Part> parts;
-  b.cutDown(parts, wanted, std::max<int64_t>(in, 1), p);
+  b.cutDown(parts, wanted, std::max<int64_t>(in, 1), true, p);
   if (in == 0) {
     std::fill_n(p.data, p.size * p.splits, 0.0f);
   } else {
@@ -563,7 +565,7 @@ void addLowRankRowsGrad(const Args& args) {
   if (anyB) work.product(t.pairs, b, t.out);
   int64_t wanted = b.partsFor(work.flops, work.bytes);
   std::vector<const float*> dyRows = pointers<const float>(t.dy, rows, t.out);
-  if (hidden) b.cutDown(parts, wanted, std::max<int64_t>(t.out, 1), dh);
+  if (hidden) b.cutDown(parts, wanted, std::max<int64_t>(t.out, 1), false, dh);
   if (hidden && t.out == 0) std::fill_n(dh.data, dh.size * dh.splits, 0.0f);
   if (t.out == 0) parts.clear();
   b.cutOuter(parts, wanted, t.out, false);

@@ -1,9 +1,11 @@
 import { Convolution, Embedding, PlainDense } from '../nn/index.js';
 import {
+  broadcastTo,
   concat,
   conv1d,
   conv2d,
   embedding,
+  gather,
   linear,
   matmul,
   mul,
@@ -133,6 +135,9 @@ class DenseSite extends VectorSite implements Site {
   }
 }
 
+/** Elements turned in the time that one is picked by its index. */
+const PICKED = 8;
+
 /** An embedding is a dense layer on one-hot rows: in = V, out = C, W stored [in, out]. */
 class EmbeddingSite extends VectorSite implements Site {
   readonly kind = 'embedding';
@@ -160,7 +165,11 @@ class EmbeddingSite extends VectorSite implements Site {
   }
 
   down(ids: Tensor, a: Tensor): Tensor {
-    return embedding(transpose(a), ids);
+    const [rank, vocab] = a.shape as [number, number];
+    // A's columns one by one, where turning all of A would take longer. Either way the same bits.
+    if (ids.size * PICKED >= vocab) return embedding(transpose(a), ids);
+    const index = broadcastTo(reshape(ids, [1, ids.size]), [rank, ids.size]);
+    return reshape(transpose(gather(a, index, 1)), [...ids.shape, rank]);
   }
 
   plain(ids: Tensor): Tensor {
