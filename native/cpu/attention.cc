@@ -18,38 +18,33 @@ struct Softmax {
   double sum[kQueries];
 };
 
-// Weights of a strip against the largest score so far; what y [queries, D] holds is shrunk to it.
-void weigh(const Shape& s, const IsaTable& isa, const Tile& t, const Strip& strip, Softmax& soft,
-           float* y, Scratch& w) {
-  for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
-    Range seen = t.seen(s, i);
-    const float* row = w.scores + i * kKeys;
-    float* p = w.weights + i * kKeys;
-    float before = soft.top[i], best = std::max(before, isa.maxOf(row + seen.from, seen.size()));
-    // With nothing seen so far the shift is 0 and every weight exp(-inf) = 0 (or NaN stays NaN).
-    float shift = best == -kInfinity ? 0.0f : best;
-    double part = isa.expSum(row + seen.from, 1.0f, shift, p + seen.from, seen.size());
-    clearUnseen(p, seen, strip.seen);
-    if (best != before && before != -kInfinity) {
-      float shrink = std::exp(before - best);
-      soft.sum[i] *= shrink;
-      isa.affine(y + i * s.queryRow(), shrink, 0.0f, y + i * s.queryRow(), s.d);
-    }
-    soft.sum[i] += part;
-    soft.top[i] = best;
+// Weights of row i against its largest score so far; what y [queries, D] holds is shrunk to it. Of
+// `all` columns those that are not seen become 0.
+void weighRow(const Shape& s, const IsaTable& isa, int64_t i, Range seen, Range all, Softmax& soft,
+              float* y, Scratch& w) {
+  const float* row = w.scores + i * kKeys;
+  float* p = w.weights + i * kKeys;
+  float before = soft.top[i], best = std::max(before, isa.maxOf(row + seen.from, seen.size()));
+  // With nothing seen so far the shift is 0 and every weight exp(-inf) = 0 (or NaN stays NaN).
+  float shift = best == -kInfinity ? 0.0f : best;
+  double part = isa.expSum(row + seen.from, 1.0f, shift, p + seen.from, seen.size());
+  clearUnseen(p, seen, all);
+  if (best != before && before != -kInfinity) {
+    float shrink = std::exp(before - best);
+    soft.sum[i] *= shrink;
+    isa.affine(y + i * s.queryRow(), shrink, 0.0f, y + i * s.queryRow(), s.d);
   }
+  soft.sum[i] += part;
+  soft.top[i] = best;
 }
 
-// y += p v where a hidden p of 0 must not meet a NaN or infinity of v.
-void multiplySeen(const Shape& s, const Tile& t, const Strip& strip, const float* v, float* y,
-                  const Scratch& w) {
-  for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
-    Range seen = t.seen(s, i);
-    for (int64_t j = seen.from; j < seen.to; j++) {
-      if (w.scores[i * kKeys + j] == -kInfinity) continue;
-      float p = w.weights[i * kKeys + j];
-      for (int64_t e = 0; e < s.d; e++) y[i * s.queryRow() + e] += p * v[j * s.keyRow() + e];
-    }
+// y += p v for row i where a hidden p of 0 must not meet a NaN or infinity of v.
+void multiplyRow(const Shape& s, Range seen, int64_t i, const float* v, float* y,
+                 const Scratch& w) {
+  for (int64_t j = seen.from; j < seen.to; j++) {
+    if (w.scores[i * kKeys + j] == -kInfinity) continue;
+    float p = w.weights[i * kKeys + j];
+    for (int64_t e = 0; e < s.d; e++) y[e] += p * v[j * s.keyRow() + e];
   }
 }
 
@@ -63,6 +58,15 @@ bool finiteTile(const Shape& s, const IsaTable& isa, const Tile& t, const float*
     }
   }
   return known > 0;
+}
+
+// What row i holds becomes its result.
+void settle(const IsaTable& isa, const Softmax& soft, int64_t i, float* row, int64_t d,
+            float* lse) {
+  double sum = soft.sum[i];
+  if (sum != 0) isa.affine(row, static_cast<float>(1 / sum), 0.0f, row, d);
+  *lse =
+      sum == 0 ? -kInfinity : static_cast<float>(static_cast<double>(soft.top[i]) + std::log(sum));
 }
 
 // k and v at the key head's first row; y and q at the query head's first row of the block.
@@ -80,9 +84,13 @@ void forwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t q0
     bool whole = t.whole(s);
     eachStrip(s, isa, t, [&](const Strip& strip) {
       bool hidden = score(s, isa, batch, t, strip, q, w) || !whole;
-      weigh(s, isa, t, strip, soft, y, w);
+      for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
+        weighRow(s, isa, i, t.seen(s, i), strip.seen, soft, y, w);
+      }
       if (hidden && !finiteTile(s, isa, t, v, w)) {
-        multiplySeen(s, t, strip, v + t.k0 * s.keyRow(), y, w);
+        for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
+          multiplyRow(s, t.seen(s, i), i, v + t.k0 * s.keyRow(), y + i * s.queryRow(), w);
+        }
       } else {
         multiply(isa, strip.rows, {0, s.d}, strip.seen, w.weights + strip.row * kKeys, kKeys,
                  {w.valuesAt(t.k0), t.keys}, y + strip.row * s.queryRow(), s.queryRow(), 1.0f, true,
@@ -91,12 +99,63 @@ void forwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t q0
     });
   });
   for (int64_t i = 0; i < queries; i++) {
-    float* row = y + i * s.queryRow();
-    double sum = soft.sum[i];
-    if (sum != 0) isa.affine(row, static_cast<float>(1 / sum), 0.0f, row, s.d);
-    lse[i] = sum == 0 ? -kInfinity
-                      : static_cast<float>(static_cast<double>(soft.top[i]) + std::log(sum));
+    settle(isa, soft, i, y + i * s.queryRow(), s.d, lse + i);
   }
+}
+
+// c [m, n] = alpha a b (+ c) for a few rows and a b that is read where it lies; k within one block.
+void fewRows(const IsaTable& isa, GemmTask t, float alpha, bool accumulate, float* pack,
+             float* scratch) {
+  const GemmKernels& g = isa.product;
+  t.alpha = alpha;
+  t.accumulate = accumulate;
+  g.packRows(&t, 0, t.m, 0, t.k, pack);
+  t.aPack = pack;
+  int64_t whole = t.n / g.colTile * g.colTile;
+  if (whole > 0) g.few(&t, 0, whole, scratch);
+  if (whole < t.n) g.gemm(&t, 0, t.m, whole, t.n, scratch);
+}
+
+// Whether a call is a single query that the heads of a key head may ask together.
+bool single(const Shape& s, const IsaTable& isa) {
+  return s.t == 1 && s.ratio() <= isa.product.turnedRows && s.d <= isa.product.depth(s.d);
+}
+
+// Decoding: the query heads of a key head are the rows of products with its keys and values, which
+// are read once, where they lie. Each row is computed as forwardBlock() would.
+void forwardOne(const Shape& s, const IsaTable& isa, int64_t batch, const float* q, const float* k,
+                const float* v, float* y, float* lse, Scratch& w) {
+  int64_t heads = s.ratio(), row = s.keyRow();
+  Shape one = s;  // its rows of y stand as the heads do
+  one.h = 1;
+  Softmax soft;
+  for (int64_t i = 0; i < heads; i++) {
+    soft.top[i] = -kInfinity;
+    soft.sum[i] = 0;
+    std::fill_n(y + i * s.d, s.d, 0.0f);
+  }
+  eachTile(s, 0, [&](const Tile& t) {
+    Range seen = t.seen(s, 0);
+    if (seen.size() <= 0) return;
+    w.finite[w.place(t.k0)] = -1;
+    const float *kAt = k + t.k0 * row, *vAt = v + t.k0 * row;
+    float *scores = w.scores, *weights = w.weights;
+    fewRows(isa,
+            gemmTask(heads, seen.size(), s.d, {q, 0, s.d, 1}, {kAt + seen.from * row, 0, 1, row},
+                     scores + seen.from, kKeys),
+            s.scale, false, w.q, w.gemm);
+    bool hidden = hide(s, batch, t, {0, heads, seen, seen}, w) || !seen.whole(t.keys);
+    for (int64_t i = 0; i < heads; i++) weighRow(one, isa, i, seen, seen, soft, y, w);
+    if (hidden && !finiteTile(s, isa, t, v, w)) {
+      for (int64_t i = 0; i < heads; i++) multiplyRow(s, seen, i, vAt, y + i * s.d, w);
+      return;
+    }
+    fewRows(isa,
+            gemmTask(heads, s.d, seen.size(), {weights + seen.from, 0, kKeys, 1},
+                     {vAt + seen.from * row, 0, row, 1}, y, s.d),
+            1.0f, true, w.dy, w.gemm);
+  });
+  for (int64_t i = 0; i < heads; i++) settle(isa, soft, i, y + i * s.d, s.d, lse + i);
 }
 
 // Query blocks of a key head's query heads, `per` of them a task, so that every thread has some.
@@ -122,11 +181,25 @@ void attention(const Args& args) {
   int64_t blocks = (s.t + kQueries - 1) / kQueries, all = blocks * s.ratio();
   int64_t per = blocksPerTask(s, blocks, args.context.threads), tasks = (all + per - 1) / per;
   // A single block packs its tiles one after the other.
-  int64_t kept = per > 1 ? s.tiles() : std::min<int64_t>(s.tiles(), 1);
-  int64_t size = Scratch::size(s, isa, kept, 2);
+  bool one = single(s, isa);
+  int64_t kept = per > 1 && !one ? s.tiles() : std::min<int64_t>(s.tiles(), 1);
+  int64_t size = Scratch::size(s, isa, kept, one ? 0 : 2);
   Workspace held(args.context.memory,
                  static_cast<uint64_t>(size * args.context.threads) * sizeof(float));
   float* scratch = held.as<float>();
+  if (one) {
+    args.context.rows(
+        s.b * s.g, s.ratio() * s.length * s.d / 8, [&](int64_t from, int64_t to, int worker) {
+          Scratch w(s, isa, kept, scratch + worker * size);
+          for (int64_t i = from; i < to; i++) {
+            int64_t batch = i / s.g, group = i % s.g, head = batch * s.h + group * s.ratio();
+            int64_t keyAt = (batch * s.s * s.g + group) * s.d;
+            forwardOne(s, isa, batch, q + head * s.d, k + keyAt, v + keyAt, y + head * s.d,
+                       lse + head, w);
+          }
+        });
+    return;
+  }
   auto run = [&](int64_t task, int worker) {
     Scratch w(s, isa, kept, scratch + worker * size);
     int64_t group = task / tasks % s.g, batch = task / tasks / s.g;

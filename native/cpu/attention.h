@@ -183,11 +183,8 @@ void eachStrip(const Shape& s, const IsaTable& isa, const Tile& t, F f) {
   }
 }
 
-// The scores of a strip; those that the mask hides become -inf. Says whether there were any.
-inline bool score(const Shape& s, const IsaTable& isa, int64_t batch, const Tile& t,
-                  const Strip& strip, const float* q, Scratch& w) {
-  multiply(isa, strip.rows, strip.cols, {0, s.d}, q + strip.row * s.queryRow(), s.queryRow(),
-           {w.keysAt(t.k0), s.d}, w.scores + strip.row * kKeys, kKeys, s.scale, false, w.gemm);
+// The scores of a strip that the mask hides become -inf. Says whether there were any.
+inline bool hide(const Shape& s, int64_t batch, const Tile& t, const Strip& strip, Scratch& w) {
   bool any = false;
   if (!s.mask) return any;
   const uint8_t* seen = s.mask + batch * s.s + t.k0;
@@ -197,6 +194,14 @@ inline bool score(const Shape& s, const IsaTable& isa, int64_t batch, const Tile
     for (int64_t i = 0; i < strip.rows; i++) w.scores[(strip.row + i) * kKeys + j] = -kInfinity;
   }
   return any;
+}
+
+// The scores of a strip, hidden ones -inf. Says whether the mask hides any.
+inline bool score(const Shape& s, const IsaTable& isa, int64_t batch, const Tile& t,
+                  const Strip& strip, const float* q, Scratch& w) {
+  multiply(isa, strip.rows, strip.cols, {0, s.d}, q + strip.row * s.queryRow(), s.queryRow(),
+           {w.keysAt(t.k0), s.d}, w.scores + strip.row * kKeys, kKeys, s.scale, false, w.gemm);
+  return hide(s, batch, t, strip, w);
 }
 
 // Weights outside of `seen` become 0.
