@@ -42,11 +42,24 @@ export type FolderStatus =
   | { readonly kind: 'empty' | 'finished' | 'overwritten' }
   | { readonly kind: 'stopped'; readonly step: number; readonly steps: number };
 
-/** The names of settings in which two runs differ. */
-function differences(a: RunSettings, b: RunSettings): string[] {
-  return [...new Set([...Object.keys(a), ...Object.keys(b)])].filter(
-    (key) => JSON.stringify(a[key]) !== JSON.stringify(b[key]),
-  );
+/** Settings one by one: those of LoRA as `lora rank`. */
+function flat(settings: RunSettings): Map<string, unknown> {
+  const out = new Map<string, unknown>();
+  for (const [key, value] of Object.entries(settings)) {
+    const group = typeof value === 'object' && value !== null && !Array.isArray(value);
+    if (!group) out.set(key, value);
+    else for (const [name, own] of Object.entries(value)) out.set(`${key} ${name}`, own);
+  }
+  return out;
+}
+
+/** What of two runs' settings differs, each with its values there. */
+function differences(a: RunSettings, b: RunSettings): [name: string, a: string, b: string][] {
+  const [x, y] = [flat(a), flat(b)];
+  const text = (value: unknown) => (value === undefined ? 'none' : JSON.stringify(value));
+  return [...new Set([...x.keys(), ...y.keys()])]
+    .map((name): [string, string, string] => [name, text(x.get(name)), text(y.get(name))])
+    .filter(([, own, other]) => own !== other);
 }
 
 function recordOf(out: string): RunRecord | undefined {
@@ -99,12 +112,11 @@ export function inspectOutFolder(
   }
   const differing = differences(record.settings, settings);
   if (differing.length > 0) {
-    const values = (s: RunSettings) =>
-      differing.map((key) => `${key} ${JSON.stringify(s[key])}`).join(', ');
+    const values = (side: 1 | 2) => differing.map((d) => `${d[0]} ${d[side]}`).join(', ');
     throw failure(
       `out ${out}`,
-      `the settings of the run in it: ${values(record.settings)}`,
-      values(settings),
+      `the settings of the run in it: ${values(1)}`,
+      values(2),
       'Give the same settings, another --out, or --overwrite to start anew',
     );
   }
