@@ -79,6 +79,7 @@ void registerOptim(CudaRegistry& registry);
 void registerMatmul(CudaRegistry& registry);
 void registerAttention(CudaRegistry& registry);
 void registerLora(CudaRegistry& registry);
+void registerLoraRows(CudaRegistry& registry);
 
 // Every kernel of this backend; a kernel's number is its place.
 const CudaRegistry& cudaKernels();

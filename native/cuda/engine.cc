@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "blas.h"
 #include "context.h"
 #include "graph.h"
 
@@ -35,6 +36,7 @@ const CudaRegistry& cudaKernels() {
     registerMatmul(r);
     registerAttention(r);
     registerLora(r);
+    registerLoraRows(r);
     return r;
   }();
   return registry;
@@ -140,7 +142,8 @@ class CudaEngine : public Engine {
         {"memory", std::to_string(total)},
         {"free", std::to_string(free)},
         {"driver", versionText(driver)},
-        {"runtime", versionText(runtime)}};
+        {"runtime", versionText(runtime)},
+        {"products", blasState(c)}};
   }
 
  private:

@@ -1,5 +1,5 @@
-// LoRA's own products: mixed batches, merging, and the row lengths that DoRA needs. Each reads W or
-// the batch once; everything beside it is of rank r.
+// LoRA's products that read a weight: merging, and the row lengths that DoRA needs. W is read once;
+// everything beside it is of rank r.
 #include <algorithm>
 
 #include "matmul.cuh"
@@ -9,106 +9,9 @@ namespace lowrank {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 16;      // of a mixed batch in a block
-constexpr int kRanks = 256;    // of an adapter that are in shared memory at once
-constexpr int kSegments = 48;  // of a launch; its parameters hold them
-constexpr int kPairs = 32;     // of a launch
-constexpr int kTile = 64;      // rows, and columns, of W in a block
-constexpr int kDepth = 16;     // ranks of a tile that are in shared memory at once
-
-// Neighbouring rows of one adapter.
-struct Segment {
-  const void *a, *b;
-  int64_t from, rows, rank;
-  DType aType, bType;
-  float scale;
-  bool vectorA, vectorB;
-};
-
-struct MixedBatch {
-  const void *y, *x;
-  DType yType, xType;
-  bool vectorX;
-  float* z;
-  int64_t in, out;
-  Segment segments[kSegments];
-};
-
-// h[k][row] = scale · x A', for ranks [r0, r0 + ranks): a warp for two rows and eight ranks.
-__device__ __forceinline__ void rankDown(const MixedBatch& m, const Segment& s, int64_t row0,
-                                         int64_t r0, int ranks, float (*h)[kRows]) {
-  int lane = threadIdx.x % kWarp, pair = static_cast<int>(threadIdx.x) / kWarp * 2;
-  int64_t row = row0 + pair, end = s.from + s.rows;
-  if (row >= end) return;
-  for (int k0 = 0; k0 < ranks; k0 += 8) {
-    float sum[2][8] = {};
-    for (int64_t c = lane * 4; c < m.in; c += 4 * kWarp) {
-      float4 x[2];
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        int64_t valid = row + i < end ? m.in - c : 0;
-        x[i] = fourAt(m.x, m.xType, (row + i) * m.in + c, valid, m.vectorX);
-      }
-#pragma unroll
-      for (int k = 0; k < 8; k++) {
-        int64_t valid = k0 + k < ranks ? m.in - c : 0;
-        float4 a = fourAt(s.a, s.aType, (r0 + k0 + k) * m.in + c, valid, s.vectorA);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          sum[i][k] = fmaf(x[i].x, a.x, sum[i][k]);
-          sum[i][k] = fmaf(x[i].y, a.y, sum[i][k]);
-          sum[i][k] = fmaf(x[i].z, a.z, sum[i][k]);
-          sum[i][k] = fmaf(x[i].w, a.w, sum[i][k]);
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < 8; k++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float total = warpSum(sum[i][k]);
-        if (lane == 0 && k0 + k < ranks) h[k0 + k][pair + i] = s.scale * total;
-      }
-    }
-  }
-}
-
-// z = y + scale (x A') B' for 16 rows of a segment; what lies between stays in shared memory.
-__global__ void __launch_bounds__(kThreads) mixedKernel(MixedBatch m) {
-  SHARED(float, h, [kRanks][kRows]);
-  const Segment& s = m.segments[blockIdx.y];
-  int64_t row0 = s.from + static_cast<int64_t>(blockIdx.x) * kRows;
-  if (row0 >= s.from + s.rows) return;
-  int rows = static_cast<int>(min(static_cast<int64_t>(kRows), s.from + s.rows - row0));
-  for (int64_t r0 = 0; r0 == 0 || r0 < s.rank; r0 += kRanks) {
-    int ranks = static_cast<int>(min(static_cast<int64_t>(kRanks), s.rank - r0));
-    if (r0 > 0) __syncthreads();
-    if (ranks > 0) rankDown(m, s, row0, r0, ranks, h);
-    __syncthreads();
-    for (int64_t column = threadIdx.x; column < m.out; column += kThreads) {
-      float sum[kRows];
-#pragma unroll
-      for (int i = 0; i < kRows; i++) {
-        int64_t at = (row0 + i) * m.out + column;
-        sum[i] = i >= rows ? 0.0f : r0 > 0 ? m.z[at] : oneAt(m.y, m.yType, at);
-      }
-      for (int k = 0; k < ranks; k += 4) {
-        float4 b = fourAt(s.b, s.bType, column * s.rank + r0 + k, ranks - k, s.vectorB);
-        float weights[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          if (k + j >= ranks) break;
-#pragma unroll
-          for (int i = 0; i < kRows; i++) sum[i] = fmaf(h[k + j][i], weights[j], sum[i]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kRows; i++) {
-        if (i < rows) m.z[(row0 + i) * m.out + column] = sum[i];
-      }
-    }
-  }
-}
+constexpr int kPairs = 32;  // of a launch
+constexpr int kTile = 64;   // rows, and columns, of W in a block
+constexpr int kDepth = 16;  // ranks of a tile that are in shared memory at once
 
 struct Pair {
   const void *a, *b;
@@ -284,74 +187,6 @@ void checkPairs(const CudaArgs& args, size_t first, size_t pairs, int64_t in, in
   }
 }
 
-Segment segmentOf(const CudaArgs& args, int64_t group, int64_t from, int64_t rows) {
-  Segment s = {};
-  s.from = from;
-  s.rows = rows;
-  if (group < 0) return s;
-  const View &a = args[2 + 2 * static_cast<size_t>(group)],
-             &b = args[3 + 2 * static_cast<size_t>(group)];
-  s.a = a.data;
-  s.b = b.data;
-  s.aType = a.dtype;
-  s.bType = b.dtype;
-  s.rank = a.dims[0];
-  s.scale = static_cast<float>(args.attrs[group]);
-  s.vectorA = fours(a, a.dims[1]);
-  s.vectorB = fours(b, b.dims[1]);
-  return s;
-}
-
-// z = y + s_g (x A_g') B_g' for the adapter g of each row of the batch; z = y without one.
-void addLowRankRows(const CudaArgs& args) {
-  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "y, x, pairs of A and B, and z",
-         std::to_string(args.count) + " tensors");
-  size_t adapters = (args.count - 3) / 2;
-  const View &y = args[0], &x = args[1], &z = args.out(args.count - 1);
-  EXPECT(args, x.rank >= 2 && y.rank == x.rank && x.dims[0] == y.dims[0] && x.rows() == y.rows(),
-         "y [B, .., O] and x [B, .., I]", y.describe() + " and " + x.describe());
-  EXPECT(args, isFloat(x.dtype), "x of f32, f16 or bf16", x.describe());
-  EXPECT(args, isFloat(y.dtype), "tensor 0 of f32, f16 or bf16", y.describe());
-  args.sameShape(0, args.count - 1);
-  int64_t batch = x.dims[0];
-  EXPECT(args, args.attrCount == adapters + static_cast<size_t>(batch),
-         "a scale for each adapter and an adapter for each row",
-         std::to_string(args.attrCount) + " attributes");
-  checkPairs(args, 2, adapters, x.last(), y.last());
-  std::vector<Segment> segments;
-  int64_t each = batch > 0 ? x.rows() / batch : 0, before = -2;
-  for (int64_t i = 0; i < batch; i++) {
-    int64_t group =
-        args.integer(adapters + static_cast<size_t>(i), -1, static_cast<int64_t>(adapters) - 1);
-    if (group == before) {
-      segments.back().rows += each;
-    } else {
-      segments.push_back(segmentOf(args, group, i * each, each));
-    }
-    before = group;
-  }
-  if (z.count == 0) return;
-  MixedBatch m = {};
-  m.y = y.data;
-  m.x = x.data;
-  m.yType = y.dtype;
-  m.xType = x.dtype;
-  m.vectorX = fours(x, x.last());
-  m.z = z.as<float>();
-  m.in = x.last();
-  m.out = y.last();
-  for (size_t from = 0; from < segments.size(); from += kSegments) {
-    size_t count = std::min<size_t>(kSegments, segments.size() - from);
-    int64_t longest = 0;
-    for (size_t i = 0; i < count; i++) {
-      m.segments[i] = segments[from + i];
-      longest = std::max(longest, m.segments[i].rows);
-    }
-    launch(args, mixedKernel, dim3(blocksFor(longest, kRows), static_cast<unsigned>(count)),
-           dim3(kThreads), 0, m);
-  }
-}
-
 // W and the pairs [from, to) of a call whose tensors begin with W and the pairs; scales begin at
 // attribute 1. The rows of the sum are W's where `asStored`, else those of B.
 LowRankSum sumOf(const CudaArgs& args, size_t from, size_t to, bool asStored) {
@@ -447,7 +282,6 @@ void lowRankNorms(const CudaArgs& args) {
 }  // namespace
 
 void registerLora(CudaRegistry& r) {
-  r.push_back({"addLowRankRows", addLowRankRows});
   r.push_back({"mergeLowRank", mergeLowRank});
   r.push_back({"lowRankNorms", lowRankNorms});
 }
