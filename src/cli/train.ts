@@ -35,12 +35,14 @@ interface TrainFlags
     LoraFlags,
     Omit<
       FinetuneOptions,
-      'modelDir' | 'dataFile' | 'evalFile' | 'lora' | 'warmupSteps' | 'signal'
+      'modelDir' | 'dataFile' | 'evalFile' | 'lora' | 'loraPlus' | 'warmupSteps' | 'signal'
     > {
   readonly model: string;
   readonly data: string;
   readonly eval?: string;
   readonly warmup?: number;
+  /** True where no number was given. */
+  readonly loraPlus?: number | true;
   readonly verbose?: boolean;
   readonly dryRun?: boolean;
 }
@@ -48,7 +50,7 @@ interface TrainFlags
 const EXAMPLES = [
   'lowrank train --model base --data train.jsonl --out adapter --epochs 3',
   'lowrank train --model base --data train.jsonl --eval test.jsonl --out adapter \\\n' +
-    '      --rank 16 --target-modules qv --lr 1e-3 --steps 500 --eval-every 100',
+    '      --rank 16 --target-modules qv --lr 1e-3 --steps 500 --eval-every 100 --keep-best',
   'lowrank train --model roberta-base --data mrpc.jsonl --eval dev.jsonl --out mrpc \\\n' +
     '      --target-modules qv --lr 4e-4 --epochs 30 --eval-every 500',
   'lowrank train --model base --data train.jsonl --out tuned --full --lr 5e-5',
@@ -97,9 +99,7 @@ export function trainCommand(): Command {
       new Option(
         '--lora-plus [ratio]',
         'LoRA+: B learns so many times faster than A; 16 where no number is given (default: as fast)',
-      )
-        .preset('16')
-        .argParser(positive),
+      ).argParser(positive),
     )
     .addOption(
       new Option('--steps <n>', 'optimizer steps').argParser(wholeNumber(1)).conflicts('epochs'),
@@ -154,8 +154,11 @@ const problemType = oneOf([
 ] as const);
 const schedule = oneOf(['constant', 'linear', 'cosine'] as const);
 
+/** The ratio that the paper of LoRA+ advises. */
+const LORA_PLUS = 16;
+
 function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOptions {
-  const { model, data, eval: evalFile, warmup, ...others } = flags;
+  const { model, data, eval: evalFile, warmup, loraPlus, ...others } = flags;
   const { json: _json, verbose: _verbose, dryRun: _dryRun, ...more } = others;
   const lora = loraSettings(flags);
   const rest = Object.fromEntries(Object.entries(more).filter(([key]) => !isLora(key)));
@@ -166,6 +169,7 @@ function toOptions(flags: Resolved<TrainFlags>, signal: AbortSignal): FinetuneOp
     out: flags.out,
     ...(evalFile === undefined ? {} : { evalFile }),
     ...(warmup === undefined ? {} : { warmupSteps: warmup }),
+    ...(loraPlus === undefined ? {} : { loraPlus: loraPlus === true ? LORA_PLUS : loraPlus }),
     ...(flags.full ? {} : { lora }),
     signal,
   };
