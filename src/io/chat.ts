@@ -1,10 +1,14 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja';
+import type * as Jinja from '@huggingface/jinja';
 import { failure, onlyKnown } from '../tensor/errors.js';
 import { plainName, readJson, readJsonObject, readText } from './files.js';
+import { lazyPackage } from './lazy-packages.js';
 import { strftime } from './strftime.js';
 import type { Tokenizer } from './tokenizer.js';
+
+const jinja = lazyPackage<typeof Jinja>('@huggingface/jinja');
+type Program = ReturnType<typeof Jinja.parse>;
 
 /** A message of a chat; what else a template may read (`name`, `tool_calls`, …) goes along. */
 export interface ChatMessage {
@@ -58,7 +62,7 @@ export class ChatTemplate {
   readonly #templates: ReadonlyMap<string, string>;
   readonly #tokens: Readonly<Record<string, string>>;
   readonly #place: string;
-  readonly #parsed = new Map<string, ReturnType<typeof parse>>();
+  readonly #parsed = new Map<string, Program>();
 
   /**
    * @param templates Jinja text, or several by name
@@ -108,6 +112,7 @@ export class ChatTemplate {
   }
 
   #run(messages: readonly ChatMessage[], items: object, options: ChatOptions): string {
+    const { Environment, Interpreter } = jinja();
     const environment = new Environment();
     const variables = { ...GLOBALS, ...items, messages };
     try {
@@ -123,7 +128,7 @@ export class ChatTemplate {
     }
   }
 
-  #program({ template, tools }: ChatOptions): ReturnType<typeof parse> {
+  #program({ template, tools }: ChatOptions): Program {
     const name = template ?? (tools && this.#templates.has('tool_use') ? 'tool_use' : 'default');
     const text = this.#templates.get(name);
     if (text === undefined) {
@@ -131,6 +136,7 @@ export class ChatTemplate {
     }
     let program = this.#parsed.get(name);
     if (!program) {
+      const { parse, tokenize } = jinja();
       program = parse(tokenize(text, { lstrip_blocks: true, trim_blocks: true }));
       this.#parsed.set(name, program);
     }

@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import * as tokenizers from '@huggingface/tokenizers';
 import { failure, onlyKnown } from '../tensor/errors.js';
 import { readJsonObject } from './files.js';
+import { lazyPackage } from './lazy-packages.js';
 import { HUB_SETTINGS, type LocateOptions, locate } from './locate.js';
 import {
   type EncodedSequence,
@@ -65,9 +65,9 @@ interface Library {
   id_to_token(id: number): string | undefined;
   get_vocab(withAddedTokens: boolean): Map<string, number>;
 }
-const { Tokenizer: Library } = tokenizers as unknown as {
-  Tokenizer: new (json: JsonObject, settings: JsonObject) => Library;
-};
+const library = lazyPackage<{
+  readonly Tokenizer: new (json: JsonObject, settings: JsonObject) => Library;
+}>('@huggingface/tokenizers');
 
 /** The character that stands for bytes that are not (yet) UTF-8. */
 const REPLACEMENT = '\uFFFD';
@@ -309,6 +309,7 @@ function makeLibrary(json: JsonObject, settings: JsonObject, place: string): Lib
     throw failure(place, `a model of type ${KINDS.join(', ')}`, JSON.stringify(type));
   }
   // The library asks for these keys, but Hugging Face may leave empty ones out.
+  const { Tokenizer: Library } = library();
   const empty = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
   try {
     return new Library(
