@@ -15,7 +15,6 @@ constexpr int64_t kShared = int64_t{1} << 19;  // floats of a factor that all th
 constexpr int64_t kPackChunk = 32768;          // floats to pack that are worth handing over
 constexpr double kTaskFlops = 1.0e6, kTaskBytes = 65536;  // and work
 constexpr int64_t kFew = 16;            // rows for which B is all there is to read
-constexpr int64_t kPartBlocks = 8;      // most blocks, packed one after the other, of a part
 constexpr int64_t kPartsPerThread = 6;  // so that a thread whose core is taken delays little
 
 // Parts to cut a product into: one thread needs none.
@@ -112,7 +111,7 @@ void runs(Context& c, int64_t count, F f) {
 void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t parts = partsFor(c, task);
   bool byColumns = task.n >= task.m;
-  int64_t most = kPartBlocks * (byColumns ? g.colBlock : g.rowBlock);
+  int64_t most = byColumns ? g.colBlock : g.rowBlock;
   int64_t rows = task.m, cols = task.n;
   if (byColumns) {
     cols = partOf(task.n, parts, g.colTile, 2 * g.colTile, most);

@@ -228,9 +228,14 @@ struct Ahead {
   const char* at = nullptr;
   int64_t run = 0, step = 0, left = 0;  // bytes of a run, bytes between runs, runs
   int64_t done = 0, share = 0;          // bytes of the present run; cache lines a fetch
+  int64_t wait = 0;                     // fetches to pass over, so that all is near when used
 };
 
 VEC_INLINE void fetch(Ahead* f) {
+  if (f->wait > 0) {
+    f->wait--;
+    return;
+  }
   for (int64_t n = 0; n < f->share && f->left > 0; n++) {
     __builtin_prefetch(f->at + f->done, 0, 2);
     f->done += kLine;
@@ -255,6 +260,7 @@ static Ahead aheadOf(const void* data, int type, int64_t line, int64_t depth, in
   f.left = along ? i1 - i0 : p1 - p0;
   int64_t lines = f.left * ((f.run + kLine - 1) / kLine);
   f.share = (lines + fetches - 1) / fetches;
+  f.wait = fetches - (lines + f.share - 1) / f.share;
   return f;
 }
 
