@@ -69,6 +69,11 @@ function soundCalls(): KernelCall[] {
     args: [f([5]), f([5]), f([5]), f([5])],
     attrs: [0.1, 0.9, 0.99, 1e-8, 0.1, 3, 1],
   });
+  calls.push({
+    kernel: 'adamwEach',
+    args: [f([5]), f([5]), f([5]), f([5]), f([2, 3]), f([2, 3]), f([2, 3]), f([2, 3])],
+    attrs: [0.1, 0.9, 0.99, 1e-8, 0.1, 3, 1],
+  });
   calls.push({ kernel: 'sgd', args: [f([5]), f([5]), f([5])], attrs: [0.1, 0.9, 0.1, 1, 0] });
   calls.push({ kernel: 'sumSquares', args: [f([2, 3]), f([1])], attrs: [] });
   calls.push({ kernel: 'accumulate', args: [f([2, 3]), f([2, 3])], attrs: [] });

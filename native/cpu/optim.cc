@@ -1,4 +1,5 @@
 // Optimizer steps and sums of gradients, in place.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels.h"
@@ -7,14 +8,9 @@ namespace lowrank {
 
 namespace {
 
-// Decoupled weight decay (Loshchilov and Hutter) in the order of PyTorch's AdamW.
-void adamw(const Args& args) {
-  args.counts(4, 7);
-  Floats g = floats(args, 0);
-  for (size_t i = 1; i < 4; i++) args.sameShape(0, i);
-  float* p = args.out(1).as<float>();
-  float* m = args.out(2).as<float>();
-  float* v = args.out(3).as<float>();
+// The seven attributes of a step, in the order of PyTorch's AdamW with decoupled weight decay
+// (Loshchilov and Hutter).
+AdamWStep stepOf(const Args& args) {
   double lr = args.attrs[0], beta1 = args.attrs[1], beta2 = args.attrs[2], eps = args.attrs[3];
   double step = static_cast<double>(args.integer(5, 1, int64_t{1} << 53));
   AdamWStep s = {};
@@ -27,9 +23,42 @@ void adamw(const Args& args) {
   s.rootCorrection = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, step)));
   s.eps = static_cast<float>(eps);
   s.gradScale = static_cast<float>(args.attrs[6]);
+  return s;
+}
+
+// g, p, m, v of any number of parameters, which share the threads.
+void adamwEach(const Args& args) {
+  EXPECT(args, args.count > 0 && args.count % 4 == 0, "g, p, m and v of each parameter",
+         std::to_string(args.count) + " tensors");
+  args.counts(args.count, 7);
+  AdamWStep s = stepOf(args);
+  constexpr int64_t kGrain = Context::kGrain / 2;
+  std::vector<Floats> grads;
+  std::vector<int64_t> ends;  // of each parameter's pieces, counted through all of them
+  grads.reserve(args.count / 4);
+  for (size_t i = 0; i < args.count; i += 4) {
+    grads.push_back(floats(args, i));
+    for (size_t j = 1; j < 4; j++) {
+      args.sameShape(i, i + j);
+      args.out(i + j);
+    }
+    int64_t pieces = (args[i].count + kGrain - 1) / kGrain;
+    ends.push_back(pieces + (ends.empty() ? 0 : ends.back()));
+  }
   auto f = args.context.isa->adamw;
-  args.context.ranges(args[0].count, Context::kGrain / 2,
-                      [&](int64_t i, int64_t e, int) { f(g + i, p + i, m + i, v + i, &s, e - i); });
+  args.context.ranges(ends.back(), 1, [&](int64_t piece, int64_t, int) {
+    size_t at =
+        static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), piece) - ends.begin());
+    int64_t from = (piece - (at ? ends[at - 1] : 0)) * kGrain;
+    int64_t n = std::min(kGrain, args[4 * at].count - from);
+    f(grads[at] + from, args[4 * at + 1].as<float>() + from, args[4 * at + 2].as<float>() + from,
+      args[4 * at + 3].as<float>() + from, &s, n);
+  });
+}
+
+void adamw(const Args& args) {
+  args.counts(4, 7);
+  adamwEach(args);
 }
 
 void sgd(const Args& args) {
@@ -68,6 +97,7 @@ void accumulate(const Args& args) {
 
 void registerOptim(Registry& r) {
   r.push_back({"adamw", adamw});
+  r.push_back({"adamwEach", adamwEach});
   r.push_back({"sgd", sgd});
   r.push_back({"accumulate", accumulate});
 }

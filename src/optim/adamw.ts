@@ -1,5 +1,15 @@
 import type { Tensor } from '../tensor/tensor.js';
-import { checkSetting, type Group, Optimizer, type OptimizerOptions } from './optimizer.js';
+import {
+  type Change,
+  checkSetting,
+  type Group,
+  type Moment,
+  Optimizer,
+  type OptimizerOptions,
+} from './optimizer.js';
+
+/** Parameters of one kernel call: its tensors must fit the array that calls travel through. */
+const TOGETHER = 64;
 
 /** Settings of one group of parameters. */
 export interface AdamWOptions extends OptimizerOptions {
@@ -35,13 +45,33 @@ export class AdamW extends Optimizer<AdamWOptions> {
     p: Tensor,
     grad: Tensor,
     state: readonly Tensor[],
-    { betas, eps, weightDecay }: Required<AdamWOptions>,
-    { lr, gradScale }: { lr: number; gradScale: number },
+    settings: Required<AdamWOptions>,
+    now: Moment,
   ): void {
-    p.backend.run(
-      'adamw',
-      [grad, p, ...state],
-      [lr, betas[0], betas[1], eps, weightDecay, this.updates, gradScale],
-    );
+    p.backend.run('adamw', [grad, p, ...state], this.#attrs(settings, now));
+  }
+
+  protected override applyAll(
+    changes: readonly Change[],
+    settings: Required<AdamWOptions>,
+    now: Moment,
+  ): void {
+    const backend = changes[0]?.p.backend;
+    const together =
+      backend?.kernels.has('adamwEach') && changes.every((c) => c.p.backend === backend);
+    if (!backend || !together) {
+      super.applyAll(changes, settings, now);
+      return;
+    }
+    const attrs = this.#attrs(settings, now);
+    for (let i = 0; i < changes.length; i += TOGETHER) {
+      const some = changes.slice(i, i + TOGETHER);
+      const tensors = some.flatMap(({ p, grad, state }) => [grad, p, ...state]);
+      backend.run('adamwEach', tensors, attrs);
+    }
+  }
+
+  #attrs({ betas, eps, weightDecay }: Required<AdamWOptions>, { lr, gradScale }: Moment): number[] {
+    return [lr, betas[0], betas[1], eps, weightDecay, this.updates, gradScale];
   }
 }

@@ -14,6 +14,22 @@ export interface OptimizerOptions {
 /** Parameters by name, with their own settings where they differ. */
 export type Group<O> = Partial<O> & { readonly parameters: ReadonlyMap<string, Tensor> };
 
+/** What holds for a whole update: the learning rate with the schedule's factor, and clipping's. */
+export interface Moment {
+  readonly lr: number;
+  readonly gradScale: number;
+}
+
+/** A parameter to change. */
+export interface Change {
+  readonly p: Tensor;
+  readonly grad: Tensor;
+  /** In the order of the slots. */
+  readonly state: readonly Tensor[];
+  /** Whether the state was made just now, of zeros. */
+  readonly first: boolean;
+}
+
 /** Throws unless a setting is at least 0 and finite, or below `limit`. */
 export function checkSetting(where: string, value: number, limit = Number.POSITIVE_INFINITY): void {
   if (value >= 0 && value < limit) return;
@@ -74,17 +90,23 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
 
   /**
    * Changes one parameter in place by its gradient.
-   * @param lr with the schedule's factor
    * @param state the parameter's state tensors, in the order of the slots
-   * @param first whether the state was made just now, of zeros
+   * @param now with whether the state was made just now, of zeros
    */
   protected abstract apply(
     p: Tensor,
     grad: Tensor,
     state: readonly Tensor[],
     settings: Required<O>,
-    now: { lr: number; gradScale: number; first: boolean },
+    now: Moment & { readonly first: boolean },
   ): void;
+
+  /** Changes the parameters of one group in place: one after the other, or all in one call. */
+  protected applyAll(changes: readonly Change[], settings: Required<O>, now: Moment): void {
+    for (const { p, grad, state, first } of changes) {
+      this.apply(p, grad, state, settings, { ...now, first });
+    }
+  }
 
   *#all(): Generator<[string, Tensor]> {
     for (const g of this.#groups) yield* g.parameters;
@@ -104,13 +126,14 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
     this.step++;
     this.#updates++;
     for (const { settings, parameters } of this.#groups) {
+      const changes: Change[] = [];
       for (const [name, p] of parameters) {
         if (!p.grad) continue;
         const first = !this.#state.has(name);
-        const now = { lr: settings.lr * lrFactor, gradScale, first };
-        this.apply(p, p.grad, this.#stateOf(name, p), settings, now);
-        p.storage.version++;
+        changes.push({ p, grad: p.grad, state: this.#stateOf(name, p), first });
       }
+      this.applyAll(changes, settings, { lr: settings.lr * lrFactor, gradScale });
+      for (const { p } of changes) p.storage.version++;
     }
   }
 

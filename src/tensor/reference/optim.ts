@@ -1,6 +1,6 @@
 import { shapeText } from '../errors.js';
 import { numel } from '../shape.js';
-import type { Call, Kernels } from './call.js';
+import { Call, type Kernels } from './call.js';
 
 /** y += x. */
 function accumulate(call: Call): void {
@@ -35,6 +35,21 @@ function adamw(call: Call): void {
   }
 }
 
+/** The same of any number of parameters, one after the other. */
+function adamwEach(call: Call): void {
+  const { args } = call;
+  if (args.length === 0 || args.length % 4 !== 0) {
+    throw call.error('g, p, m and v of each parameter', `${args.length} tensors`);
+  }
+  call.counts(args.length, 7);
+  const calls = Array.from({ length: args.length / 4 }, (_, i) => {
+    const one = new Call(call.name, args.slice(4 * i, 4 * i + 4), call.attrs);
+    one.expectSame(0, 1, 2, 3);
+    return one;
+  });
+  for (const one of calls) adamw(one);
+}
+
 /** SGD with momentum: m = momentum·m + g (m = g at first); p −= lr·m. */
 function sgd(call: Call): void {
   call.counts(3, 5);
@@ -64,4 +79,4 @@ function sumSquares(call: Call): void {
   call.out(1)[0] = sum;
 }
 
-export const optimKernels: Kernels = { accumulate, adamw, sgd, sumSquares };
+export const optimKernels: Kernels = { accumulate, adamw, adamwEach, sgd, sumSquares };
