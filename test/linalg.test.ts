@@ -230,6 +230,14 @@ test('svdOfProduct is the decomposition of the product, which is not formed', ()
       assert.is(s.length, Math.min(rows, cols, rank));
       assert.ok(difference(product(u, s, v), whole) <= 1e-12 * (1 + whole.norm()));
       const direct = jacobiSvd(whole).s;
+      const few = svdOfProduct(b, at, 2);
+      const squares = (values: Float64Array) => values.reduce((sum, x) => sum + x * x, 0);
+      assert.is(few.s.length, Math.min(2, s.length));
+      few.s.forEach((x, i) => {
+        assert.ok(Math.abs(x - (direct[i] as number)) <= 2e-8 * (direct[0] as number));
+      });
+      const total = squares(direct);
+      assert.ok(Math.abs(squares(few.s) + few.rest - total) <= 1e-12 * (1 + total));
       s.forEach((x, i) => {
         assert.ok(Math.abs(x - (direct[i] as number)) <= 1e-12 * (1 + whole.norm()));
       });

@@ -1,4 +1,4 @@
-export { svdOfProduct } from './factors.js';
+export { type ProductSvd, svdOfProduct } from './factors.js';
 export { thinQr, triangleOf } from './householder.js';
 export { jacobiSvd, type MatrixSvd } from './jacobi.js';
 export { Matrix } from './matrix.js';

@@ -1,4 +1,4 @@
-import { Matrix, type MatrixSvd, svdOfProduct } from '../../linalg/index.js';
+import { Matrix, type MatrixSvd, type ProductSvd, svdOfProduct } from '../../linalg/index.js';
 import { failure } from '../../tensor/errors.js';
 
 /** One layer's update ΔW = scaling · B A, outside of any model. */
@@ -49,9 +49,9 @@ export function rightFactor(m: AdapterModule): Matrix {
   return Matrix.fromColumns(m.a, m.inFeatures, m.rank);
 }
 
-/** ΔW = U diag(s) Vᵀ, U [out, k], V [in, k]; ΔW itself is not formed. */
-export function decompose(m: AdapterModule): MatrixSvd {
-  return svdOfProduct(leftFactor(m), rightFactor(m));
+/** ΔW = U diag(s) Vᵀ, U [out, k], V [in, k]; ΔW itself is not formed. @param count default all */
+export function decompose(m: AdapterModule, count = m.rank): ProductSvd {
+  return svdOfProduct(leftFactor(m), rightFactor(m), count);
 }
 
 /** Matrices side by side. */

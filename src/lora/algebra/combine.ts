@@ -140,10 +140,13 @@ function concatenated(parts: readonly Part[]): AdapterModule {
   return { ...first, a, b, rank, scaling: 1 };
 }
 
-/** What is lost by keeping the first `rank` of singular values. */
-export function lossOf(s: Float64Array, rank: number): { error: number; energy: number } {
+/**
+ * What is lost by keeping the first `rank` of singular values.
+ * @param rest Σ of the squares of those that are not among them
+ */
+export function lossOf(s: Float64Array, rank: number, rest = 0): { error: number; energy: number } {
   let kept = 0;
-  let lost = 0;
+  let lost = rest;
   s.forEach((x, i) => {
     if (i < rank) kept += x * x;
     else lost += x * x;
@@ -156,8 +159,8 @@ export function lossOf(s: Float64Array, rank: number): { error: number; energy: 
 function truncated(path: string, parts: readonly Part[], rank: number) {
   const first = (parts[0] as Part).module;
   const b = beside(parts.map(({ module, weight }) => leftFactor(module, weight)));
-  const svd = svdOfProduct(b, beside(parts.map(({ module }) => rightFactor(module))));
-  const report = { path, from: b.cols, to: rank, ...lossOf(svd.s, rank) };
+  const svd = svdOfProduct(b, beside(parts.map(({ module }) => rightFactor(module))), rank);
+  const report = { path, from: b.cols, to: rank, ...lossOf(svd.s, rank, svd.rest) };
   return { module: moduleOfSvd(first, svd, rank, rank), report };
 }
 

@@ -32,10 +32,10 @@ export function resize(adapter: Adapter, target: ResizeTarget): Combined {
     if ('rank' in target) {
       checkRank('resize rank', path, target.rank, [m.inFeatures, m.outFeatures]);
     }
-    const svd = decompose(m);
+    const svd = decompose(m, 'rank' in target ? target.rank : m.rank);
     const rank = 'rank' in target ? target.rank : rankFor(svd.s, target.energy);
     modules.set(path, moduleOfSvd(m, svd, Math.min(rank, svd.s.length), rank));
-    layers.push({ path, from: m.rank, to: rank, ...lossOf(svd.s, rank) });
+    layers.push({ path, from: m.rank, to: rank, ...lossOf(svd.s, rank, svd.rest) });
   }
   return { adapter: madeFrom([adapter], modules), layers };
 }
