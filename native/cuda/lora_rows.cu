@@ -1,52 +1,14 @@
-// LoRA's branch on a batch of which each row names its adapter, and its gradients. Rows of one
-// adapter that are neighbours form a segment; a block takes 16 rows of one through both products of
-// rank r, and what lies between stays in shared memory. The gradients of A and B are summed by
-// parts of the rows, and the parts in order.
-#include <algorithm>
-
-#include "matmul.cuh"
+// LoRA's branch on a batch of which each row names its adapter. A block takes 16 rows of a segment
+// through both products of rank r, and what lies between stays in shared memory.
+#include "lora_rows.cuh"
 
 namespace lowrank {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 16;           // of a segment in a block
-constexpr int kRanks = 256;         // of an adapter that are in shared memory at once
-constexpr int kSegments = 32;       // of a launch; its parameters hold them
-constexpr int kOuterThreads = 128;  // each four columns of a gradient
-constexpr int kOuterCols = 4 * kOuterThreads, kOuterRanks = 8;
-constexpr int kPart = 64;  // rows of a part of a gradient
-
-// A matrix of an adapter: element (k, i) of [r, width] lies at k·rank + i·col.
-struct Side {
-  const void* data;
-  DType type;
-  int64_t rankStep, colStep;
-  bool vector;  // whether four neighbours may be read at once
-};
-
-struct Segment {
-  int64_t from, rows, rank;
-  float scale;
-  Side down, up;
-  int64_t slot;  // of its first part
-};
-
-template <class T>
-struct Launch {
-  T task;
-  Segment segments[kSegments];
-};
-
-// z = base + h up with h = scale · x down'. No base: zeros; no z: h alone.
-struct Branch {
-  const void *x, *base;
-  DType xType, baseType;
-  bool vectorX;
-  float *z, *h;
-  int64_t deep, cols, hWidth;
-};
+constexpr int kRows = 16;    // of a segment in a block
+constexpr int kRanks = 256;  // of an adapter that are in shared memory at once
 
 // h[k][row] for ranks [r0, r0 + ranks): a warp for two rows and eight ranks.
 __device__ __forceinline__ void rankDown(const Branch& m, const Segment& s, int64_t row0,
@@ -156,152 +118,7 @@ __global__ void __launch_bounds__(kThreads) branchKernel(Launch<Branch> l) {
   }
 }
 
-// parts[slot][k][column] = Σ side[row][k] · wide[row][column] over the rows of a part.
-struct Outer {
-  const void* wide;
-  DType type;
-  bool vector;
-  const float* side;
-  int64_t cols, sideWidth, most;
-  float* parts;
-};
-
-__global__ void __launch_bounds__(kOuterThreads) outerKernel(Launch<Outer> l) {
-  SHARED(float, sides, [kPart][kOuterRanks]);
-  const Outer& m = l.task;
-  const Segment& s = l.segments[blockIdx.y];
-  int64_t across = (m.cols + kOuterCols - 1) / kOuterCols, part = blockIdx.x / across;
-  int64_t row0 = s.from + part * kPart;
-  if (row0 >= s.from + s.rows) return;
-  int rows = static_cast<int>(min(static_cast<int64_t>(kPart), s.from + s.rows - row0));
-  int64_t column = (blockIdx.x % across * kOuterThreads + threadIdx.x) * 4;
-  float* to = m.parts + (s.slot + part) * m.most * m.cols;
-  for (int64_t k0 = 0; k0 < s.rank; k0 += kOuterRanks) {
-    __syncthreads();
-    for (int v = threadIdx.x; v < rows * kOuterRanks; v += kOuterThreads) {
-      int64_t k = k0 + v % kOuterRanks, row = row0 + v / kOuterRanks;
-      sides[v / kOuterRanks][v % kOuterRanks] = k < s.rank ? m.side[row * m.sideWidth + k] : 0.0f;
-    }
-    __syncthreads();
-    float sum[kOuterRanks][4] = {};
-#pragma unroll 4
-    for (int i = 0; i < rows; i++) {
-      float4 x = fourAt(m.wide, m.type, (row0 + i) * m.cols + column, m.cols - column, m.vector);
-#pragma unroll
-      for (int k = 0; k < kOuterRanks; k++) {
-        float w = sides[i][k];
-        sum[k][0] = fmaf(w, x.x, sum[k][0]);
-        sum[k][1] = fmaf(w, x.y, sum[k][1]);
-        sum[k][2] = fmaf(w, x.z, sum[k][2]);
-        sum[k][3] = fmaf(w, x.w, sum[k][3]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kOuterRanks; k++) {
-      if (k0 + k >= s.rank) break;
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        if (column + j < m.cols) to[(k0 + k) * m.cols + column + j] = sum[k][j];
-      }
-    }
-  }
-}
-
-// A gradient from its parts [first, first + count): element (k, i) at k·rankStep + i·colStep.
-struct Settled {
-  const float* parts;
-  float* to;
-  int64_t first, count, rank, cols, most;
-  int64_t rankStep, colStep;
-  bool add;
-};
-
-struct SettledLaunch {
-  Settled all[kSegments];
-};
-
-__global__ void __launch_bounds__(kThreads) settleKernel(SettledLaunch l) {
-  const Settled& g = l.all[blockIdx.y];
-  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= g.rank * g.cols) return;
-  int64_t k = i / g.cols, column = i % g.cols;
-  const float* from = g.parts + g.first * g.most * g.cols + k * g.cols + column;
-  float sum = 0;
-  for (int64_t p = 0; p < g.count; p++) sum += from[p * g.most * g.cols];
-  float* at = g.to + k * g.rankStep + column * g.colStep;
-  *at = g.add ? *at + sum : sum;
-}
-
-// B [width, r] as [r, width] in f32.
-__global__ void __launch_bounds__(kThreads)
-    turnKernel(const void* b, DType type, int64_t width, int64_t rank, float* to) {
-  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < width * rank) to[i] = oneAt(b, type, i % width * rank + i / width);
-}
-
-bool fours(const View& x, int64_t step) {
-  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
-}
-
-Side sideOfA(const View& a) { return {a.data, a.dtype, a.dims[1], 1, fours(a, a.dims[1])}; }
 Side sideOfB(const View& b) { return {b.data, b.dtype, 1, b.dims[1], fours(b, b.dims[1])}; }
-
-void checkSide(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA) {
-  const View& v = args[i];
-  bool fits = isFloat(v.dtype) && v.rank == 2 && v.dims[isA ? 1 : 0] == width;
-  EXPECT(args, fits && (r < 0 || v.dims[isA ? 0 : 1] == r),
-         isA ? "A [r, " + std::to_string(width) + "]"
-             : "B [" + std::to_string(width) + ", " + (r < 0 ? "r" : std::to_string(r)) + "]",
-         v.describe());
-  r = v.dims[isA ? 0 : 1];
-}
-
-void checkBatch(const CudaArgs& args, const View& wide, const View& like, const char* expected) {
-  View same = wide;
-  if (wide.rank > 0 && like.rank > 0) same.dims[wide.rank - 1] = like.last();
-  same.dtype = like.dtype;
-  EXPECT(args, wide.rank >= 2 && same.sameShape(like), expected,
-         wide.describe() + " and " + like.describe());
-}
-
-// Neighbouring rows of one adapter, by the attributes from `first` on; each has the group in slot.
-std::vector<Segment> segmentsOf(const CudaArgs& args, size_t adapters, size_t first, int64_t batch,
-                                int64_t each) {
-  std::vector<Segment> segments;
-  for (int64_t i = 0; i < batch; i++) {
-    int64_t group =
-        args.integer(first + static_cast<size_t>(i), -1, static_cast<int64_t>(adapters) - 1);
-    if (segments.empty() || segments.back().slot != group) {
-      segments.push_back({});
-      segments.back().from = i * each;
-      segments.back().slot = group;
-    }
-    segments.back().rows += each;
-  }
-  return segments;
-}
-
-// f(launch, segments of it, rows of its longest) for as many segments at once as a launch takes.
-template <class T, class F>
-void byLaunch(const std::vector<Segment>& segments, const T& task, F&& f) {
-  Launch<T> l;
-  l.task = task;
-  for (size_t from = 0; from < segments.size(); from += kSegments) {
-    size_t count = std::min<size_t>(kSegments, segments.size() - from);
-    int64_t longest = 0;
-    for (size_t i = 0; i < count; i++) {
-      l.segments[i] = segments[from + i];
-      longest = std::max(longest, l.segments[i].rows);
-    }
-    if (longest > 0) f(l, static_cast<unsigned>(count), longest);
-  }
-}
-
-void runBranch(const CudaArgs& args, const std::vector<Segment>& segments, const Branch& task) {
-  byLaunch(segments, task, [&](const Launch<Branch>& l, unsigned count, int64_t longest) {
-    launch(args, branchKernel, dim3(blocksFor(longest, kRows), count), dim3(kThreads), 0, l);
-  });
-}
 
 // z = y + h B_g' with h = s_g (x A_g'), for the adapter g of each row of the batch.
 void addLowRankRows(const CudaArgs& args) {
@@ -352,226 +169,53 @@ void addLowRankRows(const CudaArgs& args) {
   runBranch(args, segments, m);
 }
 
-enum class Mode { none, write, add };
-
-// One adapter of a call of the gradients.
-struct Adapter {
-  int64_t r = -1;
-  const View *a = nullptr, *b = nullptr;
-  float *dA = nullptr, *dB = nullptr;
-  Mode modeA = Mode::none, modeB = Mode::none;
-};
-
-// The tensors of a call of the gradients, by what the modes say there is.
-struct Gradients {
-  size_t adapters = 0;
-  int64_t batch = 0, in = 0, out = 0, most = 0;
-  Mode modeX = Mode::none;
-  std::vector<Adapter> all;
-  const View *x = nullptr, *h = nullptr;
-  float* dx = nullptr;
-
-  explicit Gradients(const CudaArgs& args) {
-    args.atLeast(1, 2);
-    adapters = static_cast<size_t>(args.integer(0, 0, 1 << 20));
-    const View& grad = args[0];
-    EXPECT(args, grad.rank >= 2, "dy [B, .., O]", grad.describe());
-    EXPECT(args, isFloat(grad.dtype), "tensor 0 of f32, f16 or bf16", grad.describe());
-    batch = grad.dims[0];
-    out = grad.last();
-    size_t wanted = 2 + 3 * adapters + static_cast<size_t>(batch);
-    EXPECT(args, args.attrCount == wanted, std::to_string(wanted) + " attributes",
-           std::to_string(args.attrCount));
-    all.resize(adapters);
-    modeX = mode(args, 1 + adapters);
-    bool anyA = false, anyB = false;
-    size_t count = 1 + (modeX != Mode::none ? 1 : 0);
-    for (size_t g = 0; g < adapters; g++) {
-      Adapter& p = all[g];
-      p.modeA = mode(args, 2 + adapters + 2 * g);
-      p.modeB = mode(args, 3 + adapters + 2 * g);
-      anyA = anyA || p.modeA != Mode::none;
-      anyB = anyB || p.modeB != Mode::none;
-      count += (modeX != Mode::none) + needsHidden(p) + (p.modeA != Mode::none) +
-               (p.modeB != Mode::none);
-    }
-    count += (anyA ? 1 : 0) + (anyB ? 1 : 0);
-    args.counts(count, wanted);
-    read(args, anyA, anyB);
-  }
-
-  bool needsHidden(const Adapter& p) const { return modeX != Mode::none || p.modeA != Mode::none; }
-  size_t groupsAt() const { return 2 + 3 * adapters; }
-
- private:
-  static Mode mode(const CudaArgs& args, size_t i) {
-    return static_cast<Mode>(args.integer(i, 0, 2));
-  }
-
-  void read(const CudaArgs& args, bool anyA, bool anyB) {
-    size_t at = 1;
-    if (anyA) {
-      x = &args[at++];
-      checkBatch(args, args[0], *x, "dy [B, .., O] and x [B, .., I]");
-      EXPECT(args, isFloat(x->dtype), "tensor 1 of f32, f16 or bf16", x->describe());
-      in = x->last();
-    }
-    if (anyB) {
-      h = &args.typed(at++, DType::f32);
-      checkBatch(args, args[0], *h, "dy [B, .., O] and h [B, .., R]");
-    }
-    size_t outputs = at;
-    for (const Adapter& p : all) outputs += (modeX != Mode::none) + needsHidden(p);
-    if (modeX != Mode::none) {
-      const View& v = args.out(outputs++);
-      checkBatch(args, args[0], v, "dy [B, .., O] and dx [B, .., I]");
-      EXPECT(args, !anyA || v.last() == in, "dx of x's shape", v.describe());
-      in = v.last();
-      dx = v.as<float>();
-    }
-    for (Adapter& p : all) {
-      if (modeX != Mode::none) {
-        checkSide(args, at, p.r, in, true);
-        p.a = &args[at++];
-      }
-      if (needsHidden(p)) {
-        checkSide(args, at, p.r, out, false);
-        p.b = &args[at++];
-      }
-    }
-    for (Adapter& p : all) {
-      if (p.modeA != Mode::none) p.dA = output(args, outputs++, p.r, in, true);
-      if (p.modeB != Mode::none) p.dB = output(args, outputs++, p.r, out, false);
-      p.r = std::max<int64_t>(p.r, 0);
-      most = std::max(most, p.r);
-      EXPECT(args, p.modeB == Mode::none || p.r <= h->last(), "ranks up to h's",
-             std::to_string(p.r) + " beyond " + std::to_string(h ? h->last() : 0));
-    }
-  }
-
-  static float* output(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA) {
-    const View& v = args.out(i);
-    bool fits = v.rank == 2 && v.dims[isA ? 1 : 0] == width && (r < 0 || v.dims[isA ? 0 : 1] == r);
-    EXPECT(args, fits, isA ? "dA of A's shape" : "dB of B's shape", v.describe());
-    r = v.dims[isA ? 0 : 1];
-    return v.as<float>();
-  }
-};
-
-// The gradients of one side of the adapters: dA from x and dh, or dB from dy and h.
-void runOuter(const CudaArgs& args, const Gradients& t, std::vector<Segment> segments,
-              const View& wide, const float* side, int64_t sideWidth, bool ofA) {
-  auto mode = [&](int64_t g) {
-    const Adapter& p = t.all[static_cast<size_t>(g)];
-    return ofA ? p.modeA : p.modeB;
-  };
-  auto dropped = [&](const Segment& s) { return s.slot < 0 || mode(s.slot) == Mode::none; };
-  segments.erase(std::remove_if(segments.begin(), segments.end(), dropped), segments.end());
-  std::stable_sort(segments.begin(), segments.end(),
-                   [](const Segment& a, const Segment& b) { return a.slot < b.slot; });
-  std::vector<int64_t> first(t.adapters, 0), count(t.adapters, 0);
-  int64_t slots = 0;
-  for (Segment& s : segments) {
-    size_t g = static_cast<size_t>(s.slot);
-    int64_t parts = (s.rows + kPart - 1) / kPart;
-    if (count[g] == 0) first[g] = slots;
-    count[g] += parts;
-    s.rank = t.all[g].r;
-    s.slot = slots;
-    slots += parts;
-  }
-  Outer m = {};
-  m.wide = wide.data;
-  m.type = wide.dtype;
-  m.cols = wide.last();
-  m.vector = fours(wide, m.cols);
-  m.side = side;
-  m.sideWidth = sideWidth;
-  m.most = t.most;
-  Workspace held(
-      args.device.memory,
-      static_cast<uint64_t>(std::max<int64_t>(slots * t.most * m.cols, 1)) * sizeof(float));
-  m.parts = held.as<float>();
-  if (m.cols == 0 || t.most == 0) return;
-  byLaunch(segments, m, [&](const Launch<Outer>& l, unsigned n, int64_t longest) {
-    int64_t blocks = (longest + kPart - 1) / kPart * ((m.cols + kOuterCols - 1) / kOuterCols);
-    launch(args, outerKernel, dim3(blocksFor(blocks, 1), n), dim3(kOuterThreads), 0, l);
-  });
-  SettledLaunch l = {};
-  unsigned filled = 0;
-  auto settle = [&] {
-    if (filled == 0) return;
-    launch(args, settleKernel, dim3(blocksFor(t.most * m.cols, kThreads), filled), dim3(kThreads),
-           0, l);
-    filled = 0;
-  };
-  for (size_t g = 0; g < t.adapters; g++) {
-    Mode how = mode(static_cast<int64_t>(g));
-    if (how == Mode::none) continue;
-    const Adapter& p = t.all[g];
-    l.all[filled++] = {m.parts, ofA ? p.dA : p.dB, first[g],      count[g],        p.r, m.cols,
-                       t.most,  ofA ? m.cols : 1,  ofA ? 1 : p.r, how == Mode::add};
-    if (filled == kSegments) settle();
-  }
-  settle();
-}
-
-// With dh = s_g dy B_g: dx = dh A_g, dA_g = dh' x and dB_g = dy' h over the adapter's own rows.
-void addLowRankRowsGrad(const CudaArgs& args) {
-  Gradients t(args);
-  const View& dy = args[0];
-  int64_t rows = dy.rows();
-  std::vector<Segment> segments =
-      segmentsOf(args, t.adapters, t.groupsAt(), t.batch, t.batch > 0 ? rows / t.batch : 0);
-  bool anyA = t.x != nullptr, hidden = t.modeX != Mode::none || anyA;
-  if (t.h) runOuter(args, t, segments, dy, t.h->as<float>(), t.h->last(), false);
-  if (!hidden) return;
-
-  uint64_t turnedFloats = 0;
-  for (const Adapter& p : t.all) turnedFloats += p.b ? static_cast<uint64_t>(t.out * p.r) : 0;
-  Workspace turned(args.device.memory, std::max<uint64_t>(turnedFloats, 1) * sizeof(float));
-  Workspace dh(args.device.memory,
-               static_cast<uint64_t>(std::max<int64_t>(rows * t.most, 1)) * sizeof(float));
-  std::vector<const float*> sides(t.adapters);
-  float* at = turned.as<float>();
-  for (size_t g = 0; g < t.adapters; g++) {
-    const Adapter& p = t.all[g];
-    sides[g] = at;
-    int64_t count = p.b ? t.out * p.r : 0;
-    if (count > 0) {
-      launch(args, turnKernel, dim3(blocksFor(count, kThreads)), dim3(kThreads), 0, p.b->data,
-             p.b->dtype, t.out, p.r, at);
-    }
-    at += count;
-  }
-  Branch m = {};
-  m.x = dy.data;
-  m.xType = dy.dtype;
-  m.vectorX = fours(dy, t.out);
-  m.z = t.dx;
-  m.base = t.modeX == Mode::add ? t.dx : nullptr;
-  m.baseType = DType::f32;
-  m.h = anyA && t.most > 0 ? dh.as<float>() : nullptr;
-  m.hWidth = t.most;
-  m.deep = t.out;
-  m.cols = t.in;
-  std::vector<Segment> ready = segments;
-  for (Segment& s : ready) {
-    if (s.slot < 0) continue;
-    size_t g = static_cast<size_t>(s.slot);
-    const Adapter& p = t.all[g];
-    if (!p.b) continue;
-    bool vector = t.out % 4 == 0 && reinterpret_cast<uintptr_t>(sides[g]) % 16 == 0;
-    s.down = {sides[g], DType::f32, t.out, 1, vector};
-    if (p.a) s.up = sideOfA(*p.a);
-    s.rank = p.r;
-    s.scale = static_cast<float>(args.attrs[1 + g]);
-  }
-  runBranch(args, ready, m);
-  if (anyA) runOuter(args, t, segments, *t.x, dh.as<float>(), t.most, true);
-}
-
 }  // namespace
+
+bool fours(const View& x, int64_t step) {
+  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
+}
+
+Side sideOfA(const View& a) { return {a.data, a.dtype, a.dims[1], 1, fours(a, a.dims[1])}; }
+
+void checkSide(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA) {
+  const View& v = args[i];
+  bool fits = isFloat(v.dtype) && v.rank == 2 && v.dims[isA ? 1 : 0] == width;
+  EXPECT(args, fits && (r < 0 || v.dims[isA ? 0 : 1] == r),
+         isA ? "A [r, " + std::to_string(width) + "]"
+             : "B [" + std::to_string(width) + ", " + (r < 0 ? "r" : std::to_string(r)) + "]",
+         v.describe());
+  r = v.dims[isA ? 0 : 1];
+}
+
+void checkBatch(const CudaArgs& args, const View& wide, const View& like, const char* expected) {
+  View same = wide;
+  if (wide.rank > 0 && like.rank > 0) same.dims[wide.rank - 1] = like.last();
+  same.dtype = like.dtype;
+  EXPECT(args, wide.rank >= 2 && same.sameShape(like), expected,
+         wide.describe() + " and " + like.describe());
+}
+
+std::vector<Segment> segmentsOf(const CudaArgs& args, size_t adapters, size_t first, int64_t batch,
+                                int64_t each) {
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i < batch; i++) {
+    int64_t group =
+        args.integer(first + static_cast<size_t>(i), -1, static_cast<int64_t>(adapters) - 1);
+    if (segments.empty() || segments.back().slot != group) {
+      segments.push_back({});
+      segments.back().from = i * each;
+      segments.back().slot = group;
+    }
+    segments.back().rows += each;
+  }
+  return segments;
+}
+
+void runBranch(const CudaArgs& args, const std::vector<Segment>& segments, const Branch& task) {
+  byLaunch(segments, task, [&](const Launch<Branch>& l, unsigned count, int64_t longest) {
+    launch(args, branchKernel, dim3(blocksFor(longest, kRows), count), dim3(kThreads), 0, l);
+  });
+}
 
 void registerLoraRows(CudaRegistry& r) {
   r.push_back({"addLowRankRows", addLowRankRows});
