@@ -187,6 +187,13 @@ export const PLANS: readonly Plan[] = [
     maxShardBytes: 3000,
   },
   {
+    name: 'gpt2-parts',
+    config: GPT2,
+    adapters: [
+      { rank: 2, targetModules: ['attn.c_attn'], enableLora: { c_attn: [true, false, true] } },
+    ],
+  },
+  {
     name: 'roberta-classifier',
     config: ROBERTA,
     adapters: [{ rank: 2, targetModules: ['query', 'value'] }],
