@@ -24,7 +24,7 @@ export { pruneByMagnitude } from './dense.js';
 export { type AdapterDiff, deltaNorm, diff, type LayerDiff, type SettingDiff } from './diff.js';
 export { readAdapter, writeAdapter } from './files.js';
 export { LAYOUTS, type Layout, layoutOf, readAnyAdapter } from './layouts.js';
-export { type LoralibOptions, readLoralib, writeLoralib } from './loralib.js';
+export { type EnabledParts, type LoralibOptions, readLoralib, writeLoralib } from './loralib.js';
 export { readMlx, writeMlx } from './mlx.js';
 export { type ResizeTarget, resize } from './resize.js';
 export {
