@@ -371,6 +371,21 @@ onCuda('optimizers step as on the CPU', () => {
   }
 });
 
+onCuda('AdamW of many parameters in a call is that of each', () => {
+  const attrs = [1e-2, 0.9, 0.999, 1e-8, 0.1, 7, 0.5];
+  const states = Array.from({ length: 66 }, (_, i) => {
+    const n = [3, 0, 8, 2049][i % 4] as number;
+    return [floats([n], [], i % 3 ? 'f32' : 'bf16'), floats([n]), floats([n]), floats([n], [0.5])];
+  });
+  for (const lead of [0, 1]) {
+    const each = states.map((state) => call(cuda, 'adamw', state, 4, attrs, lead));
+    const all = call(cuda, 'adamwEach', states.flat(), 4 * states.length, attrs, lead);
+    assert.equal(all.map(String), each.flat().map(String));
+  }
+  const part = states.flat().slice(1);
+  assert.throws(() => call(cuda, 'adamwEach', part, 1, attrs, 0), 'g, p, m and v of each');
+});
+
 onCuda('ids and labels outside their range are errors of the next call', () => {
   const bad: Operand = { shape: [3], dtype: 'i32', values: [1, 9, 0] };
   const negative: Operand = { shape: [3], dtype: 'i32', values: [1, 0, -1] };

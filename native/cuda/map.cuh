@@ -16,10 +16,11 @@ struct Operands {
   float* y[O];
 };
 
-// y = f(x), element by element; Packed: f32 at multiples of 16 bytes.
+// y = f(x), element by element, for kMapBlock of them from `begin`, by a block. Packed: f32 at
+// multiples of 16 bytes.
 template <bool Packed, int K, int O, class F>
-__global__ void __launch_bounds__(kMapThreads) mapKernel(Operands<K, O> all, int64_t n, F f) {
-  int64_t begin = static_cast<int64_t>(blockIdx.x) * kMapBlock;
+__device__ __forceinline__ void mapBlock(const Operands<K, O>& all, int64_t n, int64_t begin,
+                                         const F& f) {
   if (Packed && begin + kMapBlock <= n) {
     float x[kMapPacks][K][4];
 #pragma unroll
@@ -61,14 +62,25 @@ __global__ void __launch_bounds__(kMapThreads) mapKernel(Operands<K, O> all, int
   }
 }
 
+template <bool Packed, int K, int O, class F>
+__global__ void __launch_bounds__(kMapThreads) mapKernel(Operands<K, O> all, int64_t n, F f) {
+  mapBlock<Packed>(all, n, static_cast<int64_t>(blockIdx.x) * kMapBlock, f);
+}
+
 // Launcher.
+
+template <int K, int O>
+bool packable(const Operands<K, O>& all) {
+  bool packed = true;
+  for (const AnyFloats& x : all.x) packed = packed && x.f32() && aligned(x.data);
+  for (float* y : all.y) packed = packed && aligned(y);
+  return packed;
+}
 
 template <int K, int O, class F>
 void launchMap(const CudaArgs& args, const Operands<K, O>& all, int64_t n, F f) {
   if (n == 0) return;
-  bool packed = true;
-  for (const AnyFloats& x : all.x) packed = packed && x.f32() && aligned(x.data);
-  for (float* y : all.y) packed = packed && aligned(y);
+  bool packed = packable(all);
   dim3 grid(blocksFor(n, kMapBlock)), block(kMapThreads);
   if (packed) {
     launch(args, mapKernel<true, K, O, F>, grid, block, 0, all, n, f);

@@ -33,23 +33,53 @@ struct Sgd {
   }
 };
 
-// Launchers.
+constexpr int kTogether = 64;  // parameters of one launch: their addresses fit its arguments
 
-// A gradient, then K - 1 tensors that are read and written.
-template <int K, class F>
-void step(const CudaArgs& args, F f) {
-  Operands<K, K - 1> all;
-  all.x[0] = anyFloats(args, 0);
-  for (size_t i = 1; i < K; i++) {
-    args.sameShape(0, i);
-    all.y[i - 1] = args.out(i).as<float>();
-    all.x[i] = {all.y[i - 1], DType::f32};
+struct Parameters {
+  int n;
+  unsigned ends[kTogether];  // of each one's blocks, counted through all of them
+  int64_t counts[kTogether];
+  AnyFloats g[kTogether];
+  float *p[kTogether], *m[kTogether], *v[kTogether];
+  bool packed[kTogether];
+};
+
+__global__ void __launch_bounds__(kMapThreads) adamwEachKernel(Parameters all, AdamW f) {
+  int at = 0, past = all.n - 1;  // the block's parameter lies in [at, past]
+  while (at < past) {
+    int middle = (at + past) / 2;
+    if (blockIdx.x < all.ends[middle]) {
+      past = middle;
+    } else {
+      at = middle + 1;
+    }
   }
-  launchMap(args, all, args[0].count, f);
+  float *p = all.p[at], *m = all.m[at], *v = all.v[at];
+  Operands<4, 3> one = {{all.g[at], {p, DType::f32}, {m, DType::f32}, {v, DType::f32}}, {p, m, v}};
+  int64_t begin = static_cast<int64_t>(blockIdx.x - (at > 0 ? all.ends[at - 1] : 0)) * kMapBlock;
+  if (all.packed[at]) {
+    mapBlock<true>(one, all.counts[at], begin, f);
+  } else {
+    mapBlock<false>(one, all.counts[at], begin, f);
+  }
 }
 
-void adamw(const CudaArgs& args) {
-  args.counts(4, 7);
+// Launchers.
+
+// A gradient, then K - 1 tensors that are read and written, from tensor `at` on.
+template <int K>
+Operands<K, K - 1> operandsOf(const CudaArgs& args, size_t at) {
+  Operands<K, K - 1> all;
+  all.x[0] = anyFloats(args, at);
+  for (size_t i = 1; i < K; i++) {
+    args.sameShape(at, at + i);
+    all.y[i - 1] = args.out(at + i).as<float>();
+    all.x[i] = {all.y[i - 1], DType::f32};
+  }
+  return all;
+}
+
+AdamW stepOf(const CudaArgs& args) {
   double lr = args.attrs[0], beta1 = args.attrs[1], beta2 = args.attrs[2], eps = args.attrs[3];
   double count = static_cast<double>(args.integer(5, 1, int64_t{1} << 53));
   AdamW s = {};
@@ -62,7 +92,40 @@ void adamw(const CudaArgs& args) {
   s.rootCorrection = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, count)));
   s.eps = static_cast<float>(eps);
   s.gradScale = static_cast<float>(args.attrs[6]);
-  step<4>(args, s);
+  return s;
+}
+
+void adamw(const CudaArgs& args) {
+  args.counts(4, 7);
+  AdamW s = stepOf(args);
+  launchMap(args, operandsOf<4>(args, 0), args[0].count, s);
+}
+
+// g, p, m, v of any number of parameters.
+void adamwEach(const CudaArgs& args) {
+  EXPECT(args, args.count > 0 && args.count % 4 == 0, "g, p, m and v of each parameter",
+         std::to_string(args.count) + " tensors");
+  args.counts(args.count, 7);
+  AdamW s = stepOf(args);
+  for (size_t i = 0; i < args.count; i += 4) operandsOf<4>(args, i);  // check all, then change
+  Parameters all = {};
+  unsigned blocks = 0;
+  for (size_t i = 0; i < args.count; i += 4) {
+    Operands<4, 3> one = operandsOf<4>(args, i);
+    int at = all.n++;
+    blocks += blocksFor(args[i].count, kMapBlock);
+    all.ends[at] = blocks;
+    all.counts[at] = args[i].count;
+    all.g[at] = one.x[0];
+    all.p[at] = one.y[0];
+    all.m[at] = one.y[1];
+    all.v[at] = one.y[2];
+    all.packed[at] = packable(one);
+    if (all.n < kTogether && i + 4 < args.count) continue;
+    if (blocks > 0) launch(args, adamwEachKernel, dim3(blocks), dim3(kMapThreads), 0, all, s);
+    all.n = 0;
+    blocks = 0;
+  }
 }
 
 void sgd(const CudaArgs& args) {
@@ -73,13 +136,14 @@ void sgd(const CudaArgs& args) {
   s.decay = static_cast<float>(args.attrs[2]);
   s.gradScale = static_cast<float>(args.attrs[3]);
   s.first = args.integer(4, 0, 1) != 0;
-  step<3>(args, s);
+  launchMap(args, operandsOf<3>(args, 0), args[0].count, s);
 }
 
 }  // namespace
 
 void registerOptim(CudaRegistry& r) {
   r.push_back({"adamw", adamw});
+  r.push_back({"adamwEach", adamwEach});
   r.push_back({"sgd", sgd});
 }
 
