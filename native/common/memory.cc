@@ -237,6 +237,19 @@ uint64_t Memory::alloc(uint64_t bytes, Purpose purpose) {
   }
 }
 
+uint64_t Memory::allocOutside(uint64_t bytes, Purpose purpose) {
+  Pool* open = pool_;
+  pool_ = &main_;
+  try {
+    uint64_t handle = alloc(bytes, purpose);
+    pool_ = open;
+    return handle;
+  } catch (...) {
+    pool_ = open;
+    throw;
+  }
+}
+
 uint64_t Memory::map(const std::string& path, uint64_t& bytes) {
   Buffer b;
   b.data = obtainFile(path, bytes);

@@ -64,6 +64,8 @@ class Memory {
   // was freed in it keeps its address, and may be written behind the books, until dropPool().
   Pool* openPool();
   void closePool() { pool_ = &main_; }
+  // A buffer that lies in no such pool, although one is open.
+  uint64_t allocOutside(uint64_t bytes, Purpose purpose);
   // Buffers of it that are in use stay; their memory goes when they are freed.
   void dropPool(Pool* pool);
 

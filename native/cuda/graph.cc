@@ -87,7 +87,8 @@ void Graphs::noteCall(size_t kernel, const View* tensors, size_t count, const do
 
 void Graphs::write(char* to, const void* from, size_t bytes) {
   Recording& r = *open_;
-  uint64_t handle = context_.memory.alloc(bytes, Purpose::workspace);
+  // Written before a replay begins: not in memory that the step itself uses earlier on.
+  uint64_t handle = context_.memory.allocOutside(bytes, Purpose::workspace);
   char* data = context_.memory.at(handle, "write").data;
   View target;
   target.data = to;
@@ -176,7 +177,14 @@ bool Graphs::replay(uint64_t graph, const std::vector<Engine::Shift>& shifts) {
     drop(graph);
     return false;
   }
-  if (shifts != r->shifts) capture(*r, shifts);
+  std::vector<Engine::Shift> used;
+  for (const Engine::Shift& shift : shifts) {
+    auto calls = [&](const Recording::Step& s) { return s.kernel == shift.kernel; };
+    if (shift.by != 0 && std::any_of(r->steps.begin(), r->steps.end(), calls)) {
+      used.push_back(shift);
+    }
+  }
+  if (used != r->shifts) capture(*r, used);
   cudaCheck("replay", cudaGraphLaunch(r->exec, context_.stream));
   return true;
 }

@@ -74,12 +74,14 @@ function gradientsOf(
   node: OpNode,
   grad: Tensor,
   pending: ReadonlyMap<GraphNode, Tensor>,
+  unit: boolean,
 ): (Tensor | null)[] {
   const { spec } = node;
   const needs = node.parents.map((p) => p !== null);
   node.checkUnspent();
   const ctx: BackwardContext<unknown> = {
     grad,
+    unit,
     attrs: node.attrs,
     inputs: node.inputs,
     needs,
@@ -128,7 +130,7 @@ export function backward(loss: Tensor, seed?: Tensor): void {
     noGrad(() => {
       const start = seed ? seed.alias() : ones(loss.backend, loss);
       if (root instanceof LeafNode) accumulate(root, start);
-      else walk(root as OpNode, start);
+      else walk(root as OpNode, start, !seed);
     }),
   );
 }
@@ -139,7 +141,8 @@ function ones(backend: Backend, like: Tensor): Tensor {
   return t;
 }
 
-function walk(root: OpNode, start: Tensor): void {
+/** @param unit whether `start` is 1 */
+function walk(root: OpNode, start: Tensor, unit: boolean): void {
   const pending = new Map<GraphNode, Tensor>([[root, start]]);
   try {
     for (const node of walkOrder(root)) {
@@ -148,7 +151,7 @@ function walk(root: OpNode, start: Tensor): void {
       pending.delete(node);
       let grads: (Tensor | null)[];
       try {
-        grads = gradientsOf(node, grad, pending);
+        grads = gradientsOf(node, grad, pending, unit && node === root);
       } finally {
         grad.dispose();
       }

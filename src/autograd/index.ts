@@ -16,6 +16,7 @@ export {
   runKernel,
   type Sample,
   type SampleInput,
+  setGradient,
   setTrainable,
 } from './op.js';
 export { eachTensor, scope } from './scope.js';

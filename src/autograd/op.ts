@@ -1,6 +1,7 @@
 import type { Backend } from '../tensor/backend.js';
 import { isFloat } from '../tensor/dtype.js';
-import { failure } from '../tensor/errors.js';
+import { failure, shapeText } from '../tensor/errors.js';
+import { sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
 import { LeafNode, type Meta, OpNode } from './graph.js';
 import { gradEnabled, noGrad } from './mode.js';
@@ -10,6 +11,8 @@ import { scope } from './scope.js';
 export interface BackwardContext<A> {
   /** The gradient of output 0. */
   readonly grad: Tensor;
+  /** Whether that is known to be 1, as of the loss itself. */
+  readonly unit: boolean;
   readonly attrs: A;
   /** Shape and dtype of every input. */
   readonly inputs: readonly Meta[];
@@ -248,6 +251,16 @@ export function setTrainable(tensor: Tensor, trainable: boolean): Tensor {
 /** A tensor over the same elements that the graph does not know. */
 export function detach(tensor: Tensor): Tensor {
   return tensor.alias();
+}
+
+/** Gives a trainable tensor the gradient of an earlier backward, of its shape; it is not consumed. */
+export function setGradient(tensor: Tensor, gradient: Tensor): void {
+  if (!(tensor.node instanceof LeafNode) || !sameShape(tensor.shape, gradient.shape)) {
+    const received = `${shapeText(gradient.shape)} for ${shapeText(tensor.shape)}`;
+    throw failure('setGradient', 'a trainable tensor and a gradient of its shape', received);
+  }
+  clearGradient(tensor);
+  tensor.node.grad = gradient.alias(gradient.shape, false);
 }
 
 /** Frees the accumulated gradient of a trainable tensor; the next backward makes a new one. */

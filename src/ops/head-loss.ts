@@ -5,7 +5,7 @@ import { computeDType, type DType, dtypeBytes } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
 import { sum } from './broadcast.js';
-import { scale } from './elementwise.js';
+import { mul, scale } from './elementwise.js';
 import { linear } from './matmul.js';
 import { crossEntropy } from './softmax.js';
 
@@ -142,13 +142,12 @@ const headLossOp = defineOp<HeadLossAttrs>({
     return { output: scale(sum(head.losses), attrs.factor), kept };
   },
   // loss = f·Σ ce(h wᵀ): with P = f·(softmax − onehot), dh = P w and dw = Pᵀ h, both from forward
-  backward: ({ grad, needs, kept }) => {
-    const upstream = grad.item();
+  backward: ({ grad, unit, needs, kept }) => {
     let at = 0;
     const [dHidden, dWeight] = [0, 1].map((i) => {
       if (!needs[i]) return null;
       const d = kept(at++);
-      return upstream === 1 ? d.alias() : scale(d, upstream);
+      return unit ? d.alias() : mul(d, grad);
     }) as [Tensor | null, Tensor | null];
     return [dHidden, dWeight, null];
   },

@@ -2,33 +2,24 @@ import type { Tensor } from '../tensor/tensor.js';
 
 /**
  * The Euclidean norm of the gradients of these tensors taken together; those without one count 0.
- * NaN or infinite when a gradient is.
+ * NaN or infinite when a gradient is. Waits for the backend once.
  */
 export function gradientNorm(parameters: Iterable<Tensor>): number {
-  let total = 0;
-  for (const p of parameters) {
-    const { grad } = p;
-    if (!grad) continue;
-    total += sumSquares(grad);
-  }
-  return Math.sqrt(total);
-}
-
-/** Σ x². */
-function sumSquares(x: Tensor): number {
-  const out = x.backend.allocate(4, 'workspace');
+  const grads = [...parameters].flatMap(({ grad }) => (grad ? [grad] : []));
+  const { backend } = grads[0] ?? {};
+  if (!backend) return 0;
+  const squares = new Float32Array(grads.length);
+  const handle = backend.allocate(squares.byteLength, 'workspace');
   try {
-    x.backend.run(
-      'sumSquares',
-      [x, { storage: { handle: out }, byteOffset: 0, dtype: 'f32', shape: [1] }],
-      [],
-    );
-    const bytes = new Uint8Array(4);
-    x.backend.download(out, 0, bytes);
-    return new DataView(bytes.buffer).getFloat32(0, true);
+    grads.forEach((grad, i) => {
+      const out = { storage: { handle }, byteOffset: 4 * i, dtype: 'f32', shape: [1] } as const;
+      backend.run('sumSquares', [grad, out], []);
+    });
+    backend.download(handle, 0, new Uint8Array(squares.buffer));
   } finally {
-    x.backend.free(out);
+    backend.free(handle);
   }
+  return Math.sqrt(squares.reduce((total, square) => total + square, 0));
 }
 
 /** The factor that brings gradients of this norm to at most `maxNorm`; 1 where they are. */

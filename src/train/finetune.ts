@@ -140,6 +140,7 @@ async function* training(
     gradientCheckpointing,
     accumulation,
     seed,
+    graphs: true,
     ...(signal ? { signal } : {}),
   });
   for await (const event of stream) {

@@ -145,6 +145,7 @@ async function* run(
     warmupSteps,
     lrFloor: 0.1,
     seed,
+    graphs: true,
     ...(options.signal ? { signal: options.signal } : {}),
   })) {
     yield event;

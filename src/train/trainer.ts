@@ -11,6 +11,8 @@ import {
   scheduleFactor,
 } from '../optim/index.js';
 import { failure, onlyKnown } from '../tensor/errors.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { StepGraphs } from './step-graph.js';
 
 /** What models are trained on: tokens to predict, or sequences to classify. */
 export type AnyBatch = TokenBatch | SequenceBatch;
@@ -48,6 +50,13 @@ export interface TrainOptions {
    */
   readonly gradientCheckpointing?: boolean;
   readonly seed: number;
+  /**
+   * On the cuda backend, records steps whose batches are of one shape, and replays them as one CUDA
+   * graph: the same bits with hardly any work on the processor. Between its steps the model may
+   * then be changed by nothing but values written in place. Elsewhere steps run as ever. Default
+   * false.
+   */
+  readonly graphs?: boolean;
   /** Ends the run after the step under way. */
   readonly signal?: AbortSignal;
 }
@@ -62,6 +71,7 @@ const SETTINGS: readonly string[] = Object.keys({
   maxGradNorm: true,
   gradientCheckpointing: true,
   seed: true,
+  graphs: true,
   signal: true,
 } satisfies Record<keyof TrainOptions, true>);
 
@@ -97,28 +107,31 @@ interface StepOptions {
   readonly factor: number;
   readonly maxGradNorm: number;
   readonly checkpoint: boolean;
+  readonly graphs: StepGraphs | null;
 }
 
-/** Loss and gradients of one step, summed over its micro-batches and weighted by token. */
+/** Losses and gradients of one step's micro-batches, weighted by token; nothing is waited for. */
 function accumulate(
   model: Learner,
   batches: readonly AnyBatch[],
-  { seed, checkpoint }: Pick<StepOptions, 'seed' | 'checkpoint'>,
+  { seed, checkpoint, graphs }: Pick<StepOptions, 'seed' | 'checkpoint' | 'graphs'>,
   step: number,
-): { loss: number; tokens: number } {
+): { losses: Tensor[]; tokens: number } {
   const tokens = batches.reduce((n, b) => n + labelsIn(model, b), 0);
-  let loss = 0;
-  if (tokens === 0) return { loss, tokens };
-  batches.forEach((batch, micro) => {
-    scope(() => {
-      const context = { seed, step: step * batches.length + micro, checkpoint };
-      const result = withTraining(context, () => model.loss(batch, tokens));
-      if (result.tokens === 0) return;
-      backward(result.loss);
-      loss += result.loss.item();
-    });
-  });
-  return { loss, tokens };
+  if (tokens === 0) return { losses: [], tokens };
+  const eager = () =>
+    batches.flatMap((batch, micro) =>
+      scope(() => {
+        const context = { seed, step: step * batches.length + micro, checkpoint };
+        const result = withTraining(context, () => model.loss(batch, tokens));
+        if (result.tokens === 0) return [];
+        backward(result.loss);
+        return [result.loss];
+      }),
+    );
+  if (!graphs) return { losses: eager(), tokens };
+  const settings = [tokens, seed, checkpoint].join();
+  return { losses: graphs.run(batches as TokenBatch[], step, settings, eager), tokens };
 }
 
 /** Gradients of one step, and the update where they are finite. None are left, even on an error. */
@@ -129,9 +142,13 @@ function optimizerStep(
   options: StepOptions,
 ): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
   const { factor, maxGradNorm } = options;
+  const held: Tensor[] = [];
   try {
-    const { loss, tokens } = accumulate(model, batches, options, optimizer.step);
+    const { losses, tokens } = accumulate(model, batches, options, optimizer.step);
+    held.push(...losses);
     const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
+    // Read last, so that a device still works while the calls after it are made.
+    const loss = losses.reduce((sum, l) => sum + l.item(), 0);
     if (tokens > 0 && Number.isFinite(gradNorm) && Number.isFinite(loss)) {
       optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
       return { loss, tokens, gradNorm };
@@ -140,6 +157,7 @@ function optimizerStep(
     const skipped = tokens === 0 ? 'no label in the batch' : 'the loss or a gradient is not finite';
     return { loss, tokens, gradNorm, skipped };
   } finally {
+    for (const loss of held) loss.dispose();
     optimizer.zeroGrad();
   }
 }
@@ -170,28 +188,33 @@ export async function* train<B extends AnyBatch>(
   check('seed', seed, whole(0), 'a whole number of 0 or more');
   check('maxGradNorm', maxGradNorm, (v) => v >= 0 && v < Infinity, 'a number of 0 or more');
   check('lrFloor', lrFloor, (v) => v >= 0 && v <= 1, 'a share of 0 to 1');
-  for (let step = optimizer.step; step < steps; step++) {
-    if (options.signal?.aborted) return;
-    const started = performance.now();
-    const batches = Array.from({ length: accumulation }, (_, m) => source.batch(step, m));
-    const factor = scheduleFactor(step, {
-      name: schedule,
-      warmupSteps,
-      totalSteps: steps,
-      floor: lrFloor,
-    });
-    const done = optimizerStep(model, optimizer, batches, {
-      ...{ seed, factor, maxGradNorm, checkpoint },
-    });
-    yield {
-      type: 'step',
-      step: step + 1,
-      ...done,
-      positions: batches.reduce((n, b) => n + b.batch * b.length, 0),
-      lr: options.lr * factor,
-      seconds: (performance.now() - started) / 1000,
-    };
-    // Lets signals, timers and finalizers run.
-    await setImmediate();
+  const graphs = options.graphs ? StepGraphs.for(model, optimizer.parameters()) : null;
+  try {
+    for (let step = optimizer.step; step < steps; step++) {
+      if (options.signal?.aborted) return;
+      const started = performance.now();
+      const batches = Array.from({ length: accumulation }, (_, m) => source.batch(step, m));
+      const factor = scheduleFactor(step, {
+        name: schedule,
+        warmupSteps,
+        totalSteps: steps,
+        floor: lrFloor,
+      });
+      const done = optimizerStep(model, optimizer, batches, {
+        ...{ seed, factor, maxGradNorm, checkpoint, graphs },
+      });
+      yield {
+        type: 'step',
+        step: step + 1,
+        ...done,
+        positions: batches.reduce((n, b) => n + b.batch * b.length, 0),
+        lr: options.lr * factor,
+        seconds: (performance.now() - started) / 1000,
+      };
+      // Lets signals, timers and finalizers run.
+      await setImmediate();
+    }
+  } finally {
+    graphs?.dispose();
   }
 }

@@ -1,5 +1,7 @@
 // The threads of a block as fibers, one running at a time.
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cstdlib>
 #include <memory>
@@ -15,6 +17,35 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(__x86_64__)
+// Keeps what a call must keep on the stack, and goes on with another stack: swapcontext without its
+// two calls of the system.
+extern "C" __attribute__((visibility("hidden"))) void shimSwitch(void** from, void* to);
+asm(R"(
+  .text
+  .globl shimSwitch
+  .hidden shimSwitch
+  .type shimSwitch, @function
+shimSwitch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size shimSwitch, .-shimSwitch
+)");
+#endif
+
 namespace shim {
 
 const Place* here = nullptr;
@@ -23,8 +54,36 @@ namespace {
 
 constexpr size_t kStack = 128 << 10;
 
-struct Fiber {
+#if defined(__x86_64__)
+struct Context {
+  void* stack = nullptr;
+
+  void begin(char* memory, size_t bytes, void (*entry)()) {
+    auto top = reinterpret_cast<uintptr_t>(memory + bytes) & ~uintptr_t{15};
+    auto* frame = reinterpret_cast<void**>(top) - 8;
+    for (int i = 0; i < 8; i++) frame[i] = nullptr;  // registers, and where entry would return to
+    frame[6] = reinterpret_cast<void*>(entry);
+    stack = frame;
+  }
+  void goTo(Context& other) { shimSwitch(&stack, other.stack); }
+};
+#else
+struct Context {
   ucontext_t context;
+
+  void begin(char* memory, size_t bytes, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = memory;
+    context.uc_stack.ss_size = bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  void goTo(Context& other) { swapcontext(&context, &other.context); }
+};
+#endif
+
+struct Fiber {
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   Place place;
   bool done = false;
@@ -47,7 +106,7 @@ size_t count = 0, current = 0, live = 0;
 uint64_t meetings = 0;
 size_t arrived = 0;
 int flags = 0, flagsSeen = 0;
-ucontext_t scheduler;
+Context scheduler;
 const std::function<void()>* body = nullptr;
 std::unordered_map<const void*, std::unique_ptr<char[]>> sharedBySite;
 std::unique_ptr<char[]> dynamicBlock;
@@ -73,7 +132,7 @@ void yield(bool last) {
   Fiber& f = *fibers[current];
   void* save = nullptr;
   startSwitch(last ? nullptr : &save, mainStack, mainStackSize);
-  swapcontext(&f.context, &scheduler);
+  f.context.goTo(scheduler);
   finishSwitch(save, false);
 }
 
@@ -103,7 +162,7 @@ void resume(size_t i) {
   here = &f.place;
   void* save = nullptr;
   startSwitch(&save, f.stack.get(), kStack);
-  swapcontext(&scheduler, &f.context);
+  scheduler.goTo(f.context);
   finishSwitch(save, true);
 }
 
@@ -149,11 +208,7 @@ void runBlock(uint3 at, dim3 grid, dim3 block, size_t sharedBytes) {
     f.done = false;
     f.meeting = nullptr;
     f.error = nullptr;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, enter, 0);
+    f.context.begin(f.stack.get(), kStack, enter);
   }
   std::vector<size_t> order = orderOf(count, at.x + at.y * 31 + at.z * 977);
   while (live > 0) {
