@@ -194,11 +194,19 @@ test('--resume where there is nothing to go on with is an error, not a new run',
 
 test('--keep-best writes the weights of the lowest loss, also after a stop', async () => {
   // What is held out says something else than what is learned, so that the last step is not the best.
-  const odd = pairs(6).map(({ prompt }) => ({ prompt, completion: ' Quite another answer, zoo!' }));
+  const odd = pairs(6).map(({ prompt }) => ({
+    prompt,
+    completion: ' the zoo, quite another answer',
+  }));
   const evalFile = writeLines(at('odd.jsonl'), odd);
-  const wild = { lr: 0.5, warmupSteps: 0, steps: 8, schedule: 'constant', seed: 1 } as const;
+  const wild = { lr: 0.05, warmupSteps: 0, steps: 8, schedule: 'constant', seed: 1 } as const;
   const files = { modelDir: at('model'), dataFile: at('train.jsonl'), evalFile };
-  const run = { ...files, ...wild, evalEvery: 1, lora: { rank: 4 } };
+  const run = {
+    ...files,
+    ...wild,
+    evalEvery: 1,
+    lora: { rank: 4, targetModules: ['all-linear', 'embed_tokens'] },
+  };
   const events = await all({ ...run, out: at('best'), keepBest: true });
   const losses = events.flatMap((e) => (e.type === 'eval' && e.step > 0 ? [e.loss] : []));
   assert.is(losses.length, 8);
