@@ -199,6 +199,7 @@ class Blas {
   }
 
   bool product(const CudaArgs& args, const Product& p);
+  bool there() const { return handle_ != nullptr; }
 
   std::string state() const {
     const Api& api = theApi();
@@ -364,6 +365,8 @@ Blas& blasOf(CudaContext& context) {
 bool blasProduct(const CudaArgs& args, const Product& p) {
   return blasOf(args.device).product(args, p);
 }
+
+bool blasThere(CudaContext& context) { return blasOf(context).there(); }
 
 std::string blasState(const CudaContext& context) {
   return context.blas ? context.blas->state() : theApi().state;

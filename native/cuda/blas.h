@@ -16,6 +16,9 @@ class Blas;
 // did.
 bool blasProduct(const CudaArgs& args, const Product& p);
 
+// Whether there is a library at all.
+bool blasThere(CudaContext& context);
+
 // In words, for `doctor`: the library in use, or what was looked for.
 std::string blasState(const CudaContext& context);
 

@@ -77,25 +77,33 @@ bool thin(const Product& p) {
                                                (p.m <= kThin || p.n <= kThin)));
 }
 
+// Whether a factor in f32 is worth the memory: the weights of a large head are not.
+bool widens(const Product& p) {
+  constexpr int64_t kMost = int64_t{1} << 26;
+  return p.m > 64 && (p.a.dtype == DType::f32 || p.a.count <= kMost) &&
+         (p.b.dtype == DType::f32 || p.b.count <= kMost);
+}
+
+void ofOneType(const CudaArgs& args, const Product& p) {
+  if (thin(p)) return tiledProduct(args, p);
+  if (!blasProduct(args, p) && !mmaProduct(args, p)) tiledProduct(args, p);
+}
+
 }  // namespace
 
 void runProduct(const CudaArgs& args, const Product& task) {
   Product p = task;
   auto is = [](const Factor& f, DType a, DType b) { return f.dtype == a || f.dtype == b; };
-  bool brain = args.device.brain && is(p.a, DType::f32, DType::bf16) &&
-               is(p.b, DType::f32, DType::bf16) &&
-               (p.a.dtype == DType::bf16 || p.b.dtype == DType::bf16);
-  if (brain) {
-    Converted a(args, p.a, DType::bf16), b(args, p.b, DType::bf16);
-    if (thin(p) || !blasProduct(args, p)) tiledProduct(args, p);
-    return;
+  bool mixed = p.a.dtype != p.b.dtype;
+  bool brain = args.device.brain && mixed && is(p.a, DType::f32, DType::bf16) &&
+               is(p.b, DType::f32, DType::bf16);
+  if (brain || (mixed && !thin(p) && widens(p) && blasThere(args.device))) {
+    DType type = brain ? DType::bf16 : DType::f32;
+    Converted a(args, p.a, type), b(args, p.b, type);
+    return ofOneType(args, p);
   }
-  if (thin(p)) return tiledProduct(args, p);
-  if (p.a.dtype == p.b.dtype) {
-    if (!blasProduct(args, p)) tiledProduct(args, p);
-    return;
-  }
-  tiledProduct(args, p);
+  if (mixed) return tiledProduct(args, p);
+  ofOneType(args, p);
 }
 
 }  // namespace lowrank

@@ -35,6 +35,10 @@ struct Product {
 // Chooses the way: factors of one type by cuBLASLt or the tensor cores, what is left by tiles.
 void runProduct(const CudaArgs& args, const Product& p);
 
+// Products of bf16 factors on the tensor cores, where rows lie as copies of 16 bytes need it. Says
+// whether it did.
+bool mmaProduct(const CudaArgs& args, const Product& p);
+
 // Any product, on the processor's f32 units: the fallback, and the oracle of the others.
 void tiledProduct(const CudaArgs& args, const Product& p);
 
