@@ -1,10 +1,11 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
-import { noGrad, scope } from '../src/autograd/index.js';
-import { attention, slice } from '../src/ops/index.js';
+import { backward, noGrad, scope, setTrainable } from '../src/autograd/index.js';
+import { attention, mul, slice, sum } from '../src/ops/index.js';
 import { tensor } from '../src/tensor/create.js';
 import { normal } from '../src/tensor/random.js';
 import { numel } from '../src/tensor/shape.js';
+import type { Tensor } from '../src/tensor/tensor.js';
 import { onNative } from './backends.js';
 
 const BATCH = 2;
@@ -69,5 +70,41 @@ onNative(test, 'a hidden value does not reach a single query, be it NaN', (backe
     }),
   );
 });
+
+onNative(
+  test,
+  'the gradient has the same bits whether heads are computed apart or not',
+  (backend) => {
+    const threads = backend.info().threads;
+    const run = (count: number, [batch, heads, groups]: readonly [number, number, number]) => {
+      backend.setThreads(count);
+      return scope(() => {
+        const [length, size] = [130, 20];
+        const leaf = (h: number, stream: number) => {
+          const shape = [batch, length, h, size];
+          const values = normal({ seed: 2, stream }, numel(shape));
+          return setTrainable(tensor(values, shape, { backend }), true);
+        };
+        const leaves = [leaf(heads, 0), leaf(groups, 1), leaf(groups, 2)] as const;
+        const y = attention(...leaves, { causal: true });
+        backward(sum(mul(y, y)));
+        return leaves.map((t) => Buffer.from((t.grad as Tensor).bytes()));
+      });
+    };
+    try {
+      for (const shape of [
+        [1, 4, 1],
+        [2, 6, 3],
+        [3, 8, 4],
+      ] as const) {
+        const one = run(1, shape);
+        for (const count of [2, 3, 5])
+          assert.equal(run(count, shape), one, `${shape}, ${count} threads`);
+      }
+    } finally {
+      backend.setThreads(threads);
+    }
+  },
+);
 
 test.run();

@@ -13,6 +13,12 @@ struct Gradient {
   float *dq, *dk, *dv;
 };
 
+// Where a query head's part of the gradients of one key head goes, keys `row` elements apart.
+struct Keys {
+  float *dk, *dv;
+  int64_t row;
+};
+
 // P and dS of a strip, in scores and in weights, 0 where they are hidden; and dq += dS k.
 void stripGrad(const Shape& s, const IsaTable& isa, int64_t batch, const Tile& t,
                const Strip& strip, const float* q, const float* dy, const float* lse, float* dq,
@@ -37,7 +43,7 @@ void stripGrad(const Shape& s, const IsaTable& isa, int64_t batch, const Tile& t
 
 // c [keys, D] += p' b for the tile's p [queries, keys] and packed b [queries, D].
 void addTurned(const Shape& s, const IsaTable& isa, const Tile& t, const float* p, const float* b,
-               float* c, Scratch& w) {
+               float* c, int64_t cRow, Scratch& w) {
   const GemmKernels& g = isa.product;
   Range seen = t.seenByAny(s);
   int64_t chunk = t.whole(s) ? t.keys : 2 * g.rowTile, offset = s.length - s.t;
@@ -54,7 +60,7 @@ void addTurned(const Shape& s, const IsaTable& isa, const Tile& t, const float* 
     for (int64_t e = 0; e < s.d; e += width) {
       int64_t n = std::min(width, s.d - e);
       GemmTask task = gemmTask(keys, n, rows.size(), {p + rows.from * kKeys + j, 0, 1, kKeys}, {},
-                               c + j * s.keyRow() + e, s.keyRow());
+                               c + j * cRow + e, cRow);
       task.accumulate = true;
       task.bPack = b + e * t.queries + (rows.from ? rows.from * g.paddedCols(n) : 0);
       g.gemm(&task, 0, keys, 0, n, w.gemm);
@@ -65,8 +71,8 @@ void addTurned(const Shape& s, const IsaTable& isa, const Tile& t, const float* 
 // For P = exp(scale q k' - lse), D = rowsum(dy y), dP = dy v':
 //   dS = scale P (dP - D);  dv += P' dy;  dq += dS k;  dk += dS' q
 void backwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t head, int64_t q0,
-                   const Gradient& g, Scratch& w) {
-  int64_t queries = std::min(kQueries, s.t - q0), group = head / s.ratio(), row = s.queryRow();
+                   const Gradient& g, const Keys& keys, Scratch& w) {
+  int64_t queries = std::min(kQueries, s.t - q0), row = s.queryRow();
   int64_t at = ((batch * s.t + q0) * s.h + head) * s.d;
   const float *q = g.q + at, *dy = g.dy + at, *lse = g.lse + (batch * s.h + head) * s.t + q0;
   float* dq = g.dq + at;
@@ -84,15 +90,87 @@ void backwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t h
       clearUnseen(w.scores + i * kKeys, t.seen(s, i), seen);
       clearUnseen(w.weights + i * kKeys, t.seen(s, i), seen);
     }
-    int64_t kAt = ((batch * s.s + t.k0) * s.g + group) * s.d;
-    addTurned(s, isa, t, w.scores, w.dy, g.dv + kAt, w);
-    addTurned(s, isa, t, w.weights, w.q, g.dk + kAt, w);
+    int64_t at = t.k0 * keys.row;
+    addTurned(s, isa, t, w.scores, w.dy, keys.dv + at, keys.row, w);
+    addTurned(s, isa, t, w.weights, w.q, keys.dk + at, keys.row, w);
+  });
+}
+
+// All of one query head.
+void backwardHead(const Shape& s, const IsaTable& isa, int64_t batch, int64_t head,
+                  const Gradient& g, const Keys& keys, Scratch& w) {
+  for (int64_t j = 0; j < s.s; j++) {
+    std::fill_n(keys.dk + j * keys.row, s.d, 0.0f);
+    std::fill_n(keys.dv + j * keys.row, s.d, 0.0f);
+  }
+  for (int64_t q0 = 0; q0 < s.t; q0 += kQueries) {
+    backwardBlock(s, isa, batch, head, q0, g, keys, w);
+  }
+}
+
+void add(const Shape& s, const IsaTable& isa, const Keys& from, const Keys& to) {
+  for (int64_t j = 0; j < s.s; j++) {
+    isa.axpy(1.0f, from.dk + j * from.row, to.dk + j * to.row, s.d);
+    isa.axpy(1.0f, from.dv + j * from.row, to.dv + j * to.row, s.d);
+  }
+}
+
+// A key head's gradient is its first query head's part and then, one by one, those of the others,
+// whether a task computes them all or each is a task by itself.
+void backward(const Args& args, const Shape& s, const Gradient& g) {
+  Context& c = args.context;
+  const IsaTable& isa = *c.isa;
+  int64_t ratio = s.ratio(), groups = s.b * s.g, part = s.s * s.d, work = s.t * s.length;
+  if (ratio == 0) return;
+  bool apart = ratio > 1 && groups < 4 * c.threads;
+  int64_t size = Scratch::size(s, isa, s.tiles(), 3);
+  int64_t parts = ratio == 1 ? 0 : apart ? groups * (ratio - 1) : c.threads;
+  Workspace held(c.memory,
+                 static_cast<uint64_t>(size * c.threads + 2 * parts * part) * sizeof(float));
+  float *scratch = held.as<float>(), *partial = scratch + size * c.threads;
+  auto whole = [&](int64_t i) {
+    int64_t at = (i / s.g * s.s * s.g + i % s.g) * s.d;
+    return Keys{g.dk + at, g.dv + at, s.keyRow()};
+  };
+  auto own = [&](int64_t i) {
+    return Keys{partial + 2 * i * part, partial + (2 * i + 1) * part, s.d};
+  };
+  auto pack = [&](int64_t i, Scratch& w) {
+    int64_t at = (i / s.g * s.s * s.g + i % s.g) * s.d;
+    packHead(s, isa, g.k + at, g.v + at, {0, s.length}, true, w);
+  };
+  if (!apart) {
+    c.rows(groups, ratio * work, [&](int64_t from, int64_t to, int worker) {
+      Scratch w(s, isa, s.tiles(), scratch + worker * size);
+      for (int64_t i = from; i < to; i++) {
+        pack(i, w);
+        for (int64_t r = 0; r < ratio; r++) {
+          Keys keys = r == 0 ? whole(i) : own(worker);
+          backwardHead(s, isa, i / s.g, i % s.g * ratio + r, g, keys, w);
+          if (r > 0) add(s, isa, keys, whole(i));
+        }
+      }
+    });
+    return;
+  }
+  c.rows(groups * ratio, work, [&](int64_t from, int64_t to, int worker) {
+    Scratch w(s, isa, s.tiles(), scratch + worker * size);
+    for (int64_t task = from; task < to; task++) {
+      int64_t i = task / ratio, r = task % ratio;
+      pack(i, w);
+      Keys keys = r == 0 ? whole(i) : own(i * (ratio - 1) + r - 1);
+      backwardHead(s, isa, i / s.g, i % s.g * ratio + r, g, keys, w);
+    }
+  });
+  c.rows(groups, 2 * ratio * part, [&](int64_t from, int64_t to, int) {
+    for (int64_t i = from; i < to; i++) {
+      for (int64_t r = 1; r < ratio; r++) add(s, isa, own(i * (ratio - 1) + r - 1), whole(i));
+    }
   });
 }
 
 }  // namespace
 
-// One task for each batch and key head: its query heads and blocks follow in order.
 void attentionGrad(const Args& args) {
   args.atLeast(9, 5);
   bool masked = args.integer(0, 0, 1) != 0;
@@ -116,27 +194,7 @@ void attentionGrad(const Args& args) {
                 args.out(at + 3).as<float>(),
                 args.out(at + 4).as<float>(),
                 args.out(at + 5).as<float>()};
-  const IsaTable& isa = *args.context.isa;
-  int64_t size = Scratch::size(s, isa, s.tiles(), 3), ratio = s.ratio();
-  Workspace held(args.context.memory,
-                 static_cast<uint64_t>(size * args.context.threads) * sizeof(float));
-  float* scratch = held.as<float>();
-  args.context.rows(s.b * s.g, ratio * s.t * s.length, [&](int64_t from, int64_t to, int worker) {
-    Scratch w(s, isa, s.tiles(), scratch + worker * size);
-    for (int64_t i = from; i < to; i++) {
-      int64_t batch = i / s.g, group = i % s.g;
-      for (int64_t j = 0; j < s.s; j++) {
-        int64_t row = ((batch * s.s + j) * s.g + group) * s.d;
-        std::fill_n(g.dk + row, s.d, 0.0f);
-        std::fill_n(g.dv + row, s.d, 0.0f);
-      }
-      int64_t keyAt = (batch * s.s * s.g + group) * s.d;
-      packHead(s, isa, g.k + keyAt, g.v + keyAt, {0, s.length}, true, w);
-      for (int64_t head = group * ratio; head < (group + 1) * ratio; head++) {
-        for (int64_t q0 = 0; q0 < s.t; q0 += kQueries) backwardBlock(s, isa, batch, head, q0, g, w);
-      }
-    }
-  });
+  backward(args, s, g);
 }
 
 }  // namespace lowrank
