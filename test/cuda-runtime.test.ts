@@ -1,7 +1,7 @@
 // time-limit: 300
 // What the CUDA backend does when something is missing or fails, played by the shim's runtime.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from 'uvu';
@@ -218,6 +218,23 @@ onShim('nothing is left after all these failures', () => {
   assert.is(child.status, 0, child.stderr);
   const none = 'blocks 0, bytes 0, pinned 0, streams 0, events 0, graphs 0';
   assert.is(readFileSync(left, 'utf8'), none);
+});
+
+const LIBRARY = 'build/Release/liblowrank_cuda.so';
+const onReal = skipUnless(
+  test,
+  native !== null && existsSync(LIBRARY) && !existsSync('/dev/nvidiactl'),
+  'no CUDA library was built, or there is a GPU',
+);
+
+onReal('the real library loads where no driver is, and says so; doctor tells it', () => {
+  const text = /expected an NVIDIA driver, received none\. Install the driver/;
+  assert.throws(() => loadCuda(), text);
+  assert.throws(() => getBackend('cuda'), text);
+  const doctor = ['--import', 'tsx', 'src/cli/main.ts', 'doctor'];
+  const { status, stdout } = spawnSync(process.execPath, doctor, { encoding: 'utf8' });
+  assert.is(status, 0);
+  assert.match(stdout, /cuda +no: \[backend cuda\] expected an NVIDIA driver/);
 });
 
 test('getBackend knows cuda and numbers of GPUs, and tells a misspelt one', () => {

@@ -138,7 +138,7 @@ class CudaEngine : public Engine {
     cudaMemGetInfo(&free, &total);
     return {
         {"capability", std::to_string(c.capability / 10) + "." + std::to_string(c.capability % 10)},
-        {"multiprocessors", std::to_string(c.multiprocessors)},
+        {"processors", std::to_string(c.multiprocessors)},
         {"memory", std::to_string(total)},
         {"free", std::to_string(free)},
         {"driver", versionText(driver)},

@@ -46,24 +46,35 @@ const TOOLS: Readonly<Record<string, string>> = {
   nvcc: 'nvcc',
 };
 
-async function backends(): Promise<{ list: Found[]; auto: string; native?: object }> {
+interface Backends {
+  readonly list: readonly Found[];
+  readonly auto: string;
+  readonly native?: { readonly isas: readonly string[] };
+  /** What the GPU says of itself. */
+  readonly cuda?: Readonly<Record<string, string>>;
+}
+
+async function backends(): Promise<Backends> {
   const { getBackend } = await import('../tensor/registry.js');
   const list: Found[] = [];
-  let native: object | undefined;
+  let native: Backends['native'];
+  let cuda: Backends['cuda'];
   for (const name of ['cpu', 'cuda', 'reference']) {
     try {
       const backend = getBackend(name);
       list.push({ name, works: true, detail: backend.describe() });
+      if (name === 'cuda') cuda = (backend as NativeBackend).facts();
       if (name === 'cpu') {
         const { isa, isas, threads, version, kernels } = (backend as NativeBackend).info();
-        native = { version, isa, isas, threads, kernels: kernels.length };
+        const about = { version, isa, isas, threads, kernels: kernels.length };
+        native = about;
       }
     } catch (error) {
       list.push({ name, works: false, detail: (error as Error).message });
     }
   }
   const auto = list.find((b) => b.works && b.name !== 'cuda')?.name ?? 'none';
-  return { list, auto, ...(native ? { native } : {}) };
+  return { list, auto, ...(native ? { native } : {}), ...(cuda ? { cuda } : {}) };
 }
 
 /** How the addon that is there was built, from the note the build left. */
@@ -97,11 +108,11 @@ async function runDoctor(flags: CommonOptions): Promise<void> {
     processor: `${cpus()[0]?.model ?? 'unknown'}, ${availableParallelism()} threads`,
     memory: totalmem(),
   };
-  const { list, auto, native } = await backends();
+  const { list, auto, native, cuda } = await backends();
   const build = await buildTools();
   const built = builtWith();
   if (flags.json) {
-    const report = { ...machine, auto, backends: list, native, built, build };
+    const report = { ...machine, auto, backends: list, native, cuda, built, build };
     printJson({ type: 'done', ...report });
     return;
   }
@@ -114,8 +125,15 @@ async function runDoctor(flags: CommonOptions): Promise<void> {
   say('\nBackends');
   for (const { name, works, detail } of list) line(`  ${name}`, works ? detail : `no: ${detail}`);
   line('  auto', auto);
-  if (native) line('  sets', (native as { isas: string[] }).isas.join(', '));
+  if (native) line('  sets', native.isas.join(', '));
   if (built) line('  built with', built === 'cmake' ? 'cmake-js' : 'node-gyp');
+  if (cuda) {
+    say('\nGPU');
+    const bytes = ['memory', 'free'];
+    for (const [name, fact] of Object.entries(cuda)) {
+      line(`  ${name}`, bytes.includes(name) ? bytesText(Number(fact)) : fact);
+    }
+  }
   say('\nTo build with');
   if ('problem' in build) line('  nothing', build.problem ?? '');
   for (const [key, label] of Object.entries(TOOLS)) {
