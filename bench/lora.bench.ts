@@ -60,9 +60,9 @@ function turnsOf(
 }
 
 /** Forward of a layer, and forward with backward, on one input. */
-function stepsOf(layer: LoraLinear, rows: number) {
-  const x = setTrainable(filled([rows, layer.inFeatures]), true);
-  const dy = filled([rows, layer.outFeatures]);
+function stepsOf(layer: LoraLinear, rows: readonly number[]) {
+  const x = setTrainable(filled([...rows, layer.inFeatures]), true);
+  const dy = filled([...rows, layer.outFeatures]);
   for (const branch of layer.branches.values()) branch.setTrainable(true);
   const trained = [x, ...[...layer.branches.values()].flatMap((b) => [...b.tensors().values()])];
   return {
@@ -88,15 +88,15 @@ interface Costs {
 
 /** Passes over arrays of the input's size that LoRA adds, in memory where they are large. */
 const PASSES = {
-  // x Aᵀ reads x; the change is written, then read with y for the sum.
-  forward: 5,
-  // Backward: dB and dh read dy, dA reads x, dh A is written, then read with dx for the sum.
-  both: 12,
+  // x Aᵀ reads x; the sum is read and written.
+  forward: 3,
+  // Backward: dh and dB read dy, dA reads x; dh A is written, and read where the layer's dx is added.
+  both: 8,
 };
 
 function costsOf(): Costs {
   const layer = layerOf(8, new Map([['1', 1]]));
-  const steps = stepsOf(layer, 1);
+  const steps = stepsOf(layer, [1]);
   const cost = (step: () => void) => turnsOf(layer, [1], step, 1500).added('r = 1', 'bare').median;
   const calls = { forward: cost(steps.forward), both: cost(steps.both) };
   layer.dispose();
@@ -137,7 +137,7 @@ function layers(width: number, costs: Costs): Result[] {
   const layer = layerOf(width, new Map(RANKS.map((r) => [String(r), r])));
   const out: Result[] = [];
   for (const rows of ROWS) {
-    const steps = stepsOf(layer, rows);
+    const steps = stepsOf(layer, [rows]);
     for (const what of ['forward', 'both'] as const) {
       const turns = turnsOf(layer, RANKS, steps[what]);
       const title = what === 'both' ? 'forward + backward' : 'forward';
@@ -175,7 +175,7 @@ function variants(width: number, rows: number): Result[] {
     const config = fullConfig({ rank: 8, targetModules: ['l'], ...more });
     layer.branches.set(name, variantOn(layer.site, config).create(layer.site, config, 1));
   }
-  const steps = stepsOf(layer, rows);
+  const steps = stepsOf(layer, [rows]);
   const as = (active: readonly string[]) => () => {
     layer.active = active;
     steps.both();
@@ -196,30 +196,79 @@ function variants(width: number, rows: number): Result[] {
   });
 }
 
-/** 32 rows with an adapter each, beside the same rows with one, as a mixed batch and as usual. */
+/**
+ * 32 rows of 1 and 16 tokens whose rows name 1, 4 and 32 adapters, beside the same rows with one
+ * active: forward, and forward with the gradients of the input and of every A and B.
+ */
 function mixed(width: number): Result[] {
   const names = Array.from({ length: 32 }, (_, i) => String(i));
   const layer = layerOf(width, new Map(names.map((n) => [n, 8])));
-  const x = filled([32, width]);
-  const as = (rows: readonly string[] | null, active: readonly string[]) => () => {
-    layer.rows = rows;
-    layer.active = active;
-    noGrad(() => scope(() => void layer.forward(x)));
-  };
-  const tasks = new Map([
-    ['one adapter', as(null, ['0'])],
-    ['mixed, 1 adapter', as(Array(32).fill('0'), [])],
-    ['mixed, 32 adapters', as(names, [])],
-  ]);
-  const turns = alternate(tasks, THREADS);
+  const out: Result[] = [];
+  for (const tokens of [1, 16]) {
+    const steps = stepsOf(layer, [32, tokens]);
+    for (const what of ['forward', 'both'] as const) {
+      const as = (rows: readonly string[] | null, active: readonly string[]) => () => {
+        layer.rows = rows;
+        layer.active = active;
+        steps[what]();
+      };
+      const tasks = new Map([['one adapter', as(null, ['0'])]]);
+      for (const count of [1, 4, 32]) {
+        const rows = names.map((_, i) => String(i % count));
+        tasks.set(`mixed, ${count} adapter${count > 1 ? 's' : ''}`, as(rows, []));
+      }
+      const turns = alternate(tasks, THREADS);
+      const one = turns.results.get('one adapter') as Result;
+      const title = what === 'both' ? 'forward + backward' : 'forward';
+      for (const r of turns.results.values()) {
+        const share = 1 + turns.added(r.name, 'one adapter').median / one.milliseconds;
+        const name = `${title}, 32 rows × ${tokens} × ${width}, r = 8, ${r.name}`;
+        out.push({ ...r, name, note: `${share.toFixed(2)} × one adapter` });
+      }
+    }
+    steps.dispose();
+  }
+  layer.rows = null;
   layer.dispose();
-  x.dispose();
-  const one = turns.results.get('one adapter') as Result;
-  return [...turns.results.values()].map((r) => ({
-    ...r,
-    name: `32 rows × ${width}, r = 8, ${r.name}`,
-    note: `${(1 + turns.added(r.name, 'one adapter').median / one.milliseconds).toFixed(2)} × one adapter`,
-  }));
+  return out;
+}
+
+/** A mixed batch of 8 rows of 64 tokens, of each variant that is not one product. */
+function mixedVariants(width: number): Result[] {
+  const settings: Record<string, Partial<LoraConfig>> = {
+    dora: { variant: 'dora' },
+    olora: { init: 'olora' },
+    'two of four parts': { enableLora: { l: [true, false, true, false] } },
+  };
+  const names = Array.from({ length: 8 }, (_, i) => String(i));
+  return Object.entries(settings).flatMap(([title, more]) => {
+    const layer = layerOf(width, new Map());
+    const config = fullConfig({ rank: 8, targetModules: ['l'], ...more });
+    for (const name of names) {
+      layer.branches.set(name, variantOn(layer.site, config).create(layer.site, config, 1));
+    }
+    const steps = stepsOf(layer, [8, 64]);
+    const as = (rows: readonly string[] | null, active: readonly string[]) => () => {
+      layer.rows = rows;
+      layer.active = active;
+      steps.both();
+    };
+    const tasks = new Map([['one adapter', as(null, ['0'])]]);
+    for (const count of [2, 8]) {
+      const rows = names.map((_, i) => String(i % count));
+      tasks.set(`mixed, ${count} adapters`, as(rows, []));
+    }
+    const turns = alternate(tasks, THREADS);
+    steps.dispose();
+    layer.rows = null;
+    layer.dispose();
+    const one = turns.results.get('one adapter') as Result;
+    return [...turns.results.values()].map((r) => {
+      const share = 1 + turns.added(r.name, 'one adapter').median / one.milliseconds;
+      const name = `forward + backward, 8 rows × 64 × ${width}, ${title}, ${r.name}`;
+      return { ...r, name, note: `${share.toFixed(2)} × one adapter` };
+    });
+  });
 }
 
 /** A model of many small layers. */
@@ -281,6 +330,7 @@ export async function run(): Promise<Result[]> {
     ...variants(2048, 64),
     ...variants(2048, 512),
     ...WIDTHS.flatMap((width) => mixed(width)),
+    ...mixedVariants(768),
     switching(),
     ...merging('f32'),
     ...merging('bf16'),

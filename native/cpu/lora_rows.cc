@@ -11,13 +11,14 @@ namespace lowrank {
 
 namespace {
 
-constexpr int64_t kDeep = 1024;        // elements of a row that are summed at once
-constexpr int64_t kWide = 512;         // columns of a tile: with the rank it stays in the caches
-constexpr int64_t kStep = kDeep + 16;  // between a tile's rows: not all in one set of a cache
-constexpr int64_t kTall = 128;         // most rows of a part
-constexpr int64_t kLeast = 32;         // rows that are worth turning a tile for
-constexpr int64_t kFold = 32;          // rows that a gradient of A or B sums before it adds them
-constexpr int64_t kLines = 64;         // columns that parts are cut in multiples of
+constexpr int64_t kDeep = 1024;  // elements of a row that are summed at once
+constexpr int64_t kWide = 512;   // columns of a tile: with the rank it stays in the caches
+// Floats between the rows of a tile: not all in one set of a cache, no more pages than needed.
+constexpr int64_t kDeepStep = kDeep + 16, kWideStep = kWide + 16;
+constexpr int64_t kTall = 128;  // most rows of a part
+constexpr int64_t kLeast = 32;  // rows that are worth turning a tile for
+constexpr int64_t kFold = 32;   // rows that a gradient of A or B sums before it adds them
+constexpr int64_t kLines = 64;  // columns that parts are cut in multiples of
 constexpr double kPartFlops = 1.0e6, kPartBytes = 65536;  // that are worth a thread
 constexpr int64_t kPartsPerThread = 6;
 
@@ -99,7 +100,7 @@ class Branches {
  public:
   Branches(const Args& args, Rows& rows, std::vector<Pair>& pairs, int64_t most)
       : args_(args), rows_(rows), pairs_(pairs), most_(std::max<int64_t>(most, 1)) {
-    own_ = most_ * (kStep + kTall);
+    own_ = most_ * (kDeepStep + kTall);
     held_.emplace_back(args.context.memory, bytesOf(own_ * args.context.threads));
     scratch_ = held_.back().as<float>();
   }
@@ -182,15 +183,15 @@ class Branches {
             float* scratch) const {
     const Pair& pair = pairs_[part.group];
     int64_t r = pair.r, rows = part.row1 - part.row0;
-    float *turned = scratch, *raw = scratch + most_ * kStep;
+    float *turned = scratch, *raw = scratch + most_ * kDeepStep;
     for (int64_t t = part.col0; t < part.col1; t++) {
       int64_t at = t * kDeep, n = std::min(kDeep, deep - at);
       const float* f = pair.a + at;
       int64_t step = deep;
       if (!isA) {
-        isa().turn(pair.b + at * r, n, r, turned, kStep);
+        isa().turn(pair.b + at * r, n, r, turned, kDeepStep);
         f = turned;
-        step = kStep;
+        step = kDeepStep;
       }
       bool split = p.splits > 1;
       float* to = place(p, part.group, part.row0);
@@ -216,7 +217,7 @@ class Branches {
           const float* const* base, float* scratch) const {
     const Pair& pair = pairs_[part.group];
     int64_t r = pair.r, rows = part.row1 - part.row0;
-    float *tile = scratch, *block = scratch + most_ * kStep;
+    float *tile = scratch, *block = scratch + most_ * kDeepStep;
     const float* side = read(p, part.group, part.row0, part.row1, block);
     for (int64_t n0 = part.col0; n0 < part.col1; n0 += kWide) {
       int64_t n = std::min(kWide, part.col1 - n0);
@@ -226,13 +227,13 @@ class Branches {
       const float* f = pair.a + n0;
       int64_t step = cols;
       if (!isA) {
-        isa().turn(pair.b + n0 * r, n, r, tile, kStep);
+        isa().turn(pair.b + n0 * r, n, r, tile, kWideStep);
       } else if (rows > kFold) {
-        for (int64_t k = 0; k < r; k++) begin(tile + k * kStep, f + k * cols, n);
+        for (int64_t k = 0; k < r; k++) begin(tile + k * kWideStep, f + k * cols, n);
       }
       if (!isA || rows > kFold) {
         f = tile;
-        step = kStep;
+        step = kWideStep;
       }
       isa().rankUp(z + part.row0, n0, rows, n, side, r, f, step);
     }
@@ -253,12 +254,12 @@ class Branches {
     const Pair& pair = pairs_[part.group];
     int64_t r = pair.r;
     bool more = (ofA ? pair.modeA : pair.modeB) == Mode::add;
-    float *tile = scratch, *block = scratch + most_ * kStep;
+    float *tile = scratch, *block = scratch + most_ * kDeepStep;
     for (int64_t n0 = part.col0; n0 < part.col1; n0 += kWide) {
       int64_t n = std::min(kWide, part.col1 - n0);
       bool direct = ofA && part.row1 - part.row0 <= kFold;
       float* g = direct ? pair.dA + n0 : tile;
-      int64_t step = direct ? cols : kStep;
+      int64_t step = direct ? cols : kWideStep;
       bool add = direct && more;
       if (part.row0 == part.row1 && !add) {
         for (int64_t k = 0; k < r; k++) begin(g + k * step, nullptr, n);
@@ -268,7 +269,7 @@ class Branches {
         const float* side = sideOf(i, end, block);
         isa().rankOuter(x + i, n0, end - i, side, r, n, g, step, add || i > part.row0);
       }
-      if (!ofA) isa().turnBack(tile, kStep, n, r, pair.dB + n0 * r, more);
+      if (!ofA) isa().turnBack(tile, kWideStep, n, r, pair.dB + n0 * r, more);
       if (ofA && !direct) settle(tile, pair.dA + n0, r, n, cols, more);
     }
   }
@@ -294,9 +295,9 @@ class Branches {
     for (int64_t k = 0; k < r; k++) {
       float* to = dA + k * cols;
       if (more) {
-        isa().binary[kAdd](to, 1, tile + k * kStep, 1, to, n);
+        isa().binary[kAdd](to, 1, tile + k * kWideStep, 1, to, n);
       } else {
-        begin(to, tile + k * kStep, n);
+        begin(to, tile + k * kWideStep, n);
       }
     }
   }

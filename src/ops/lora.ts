@@ -36,8 +36,12 @@ function sample(
 /** One adapter on every row, as the kernels of mixed batches have it. */
 const alone = ({ scale: s, own }: LowRankAttrs) => ({ scales: [s], groups: [0], own, whole: true });
 
-/** Whether a backend has the kernels that compute a branch and its gradients whole. */
-const isWhole = ({ backend }: Tensor) => backend.kernels.has('addLowRankRows.grad');
+/** The largest rank for which the branch's own kernels take less time than products, which pack. */
+const NARROW = 32;
+
+/** Whether the kernels that compute a branch and its gradients whole are there, and worth it. */
+const isWhole = ({ backend }: Tensor, a: Meta) =>
+  (a.shape[0] as number) <= NARROW && backend.kernels.has('addLowRankRows.grad');
 
 /** y + s·(x Aᵀ) Bᵀ by two products. */
 function productsForward(
@@ -102,12 +106,14 @@ const addLowRankOp = defineOp<LowRankAttrs>({
   },
   reads: (needs, attrs) => branchesReads(needs, alone(attrs)),
   forward: (inputs, attrs, needs) =>
-    isWhole(inputs[0] as Tensor)
+    isWhole(inputs[0] as Tensor, inputs[2] as Tensor)
       ? branchesForward(inputs, alone(attrs), needs)
       : productsForward(inputs, attrs, needs),
   // y + h Bᵀ with h = s·x Aᵀ, dh = s·dy B: dx = dh A, dA = dhᵀ x, dB = dyᵀ h
   backward: (ctx) =>
-    isWhole(ctx.grad) ? branchesBackward(ctx, alone(ctx.attrs)) : productsBackward(ctx),
+    isWhole(ctx.grad, ctx.inputs[2] as Meta)
+      ? branchesBackward(ctx, alone(ctx.attrs))
+      : productsBackward(ctx),
   composed: (inputs, attrs) => {
     const [y, x, a, b] = inputs as readonly [Tensor, Tensor, Tensor, Tensor];
     return add(y, linear(scale(linear(x, a), attrs.scale), b));
@@ -116,6 +122,7 @@ const addLowRankOp = defineOp<LowRankAttrs>({
     sample('odd', [2, 3], [5, 2, 7], { scale: 1.5, own: false }),
     sample('in place', [3], [33, 4, 17], { scale: -0.5, own: true }),
     sample('one', [1], [1, 1, 1], { scale: 2, own: false }),
+    sample('a rank for products', [2, 3], [9, 40, 7], { scale: 0.5, own: true }),
     sample('empty', [0], [3, 2, 5], { scale: 1, own: true }),
   ],
 });

@@ -241,7 +241,7 @@ export interface RowOptions {
 /**
  * y + s_g (x A_gᵀ) B_gᵀ, every row of the batch with its own adapter g: one grouped product of rank
  * r, not a loop over parts of the batch; its gradients are one, too. A row answers the same bits
- * in any company, and as {@link addLowRank} answers for its adapter alone.
+ * in any company, up to rank 32 those of {@link addLowRank} for its adapter alone.
  * @param y [B, .., out], f32
  * @param x [B, .., in]
  * @param factors of each adapter
