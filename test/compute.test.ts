@@ -128,4 +128,22 @@ onNative(test, 'eval, generate and train take --compute', async (backend) => {
   backend.setCompute('exact');
 });
 
+onNative(test, 'a base is stored as --dtype says', async () => {
+  const run = ['--model', at('model'), '--data', at('train.jsonl'), '--steps', '1'];
+  const to = (name: string, ...how: string[]) => inside('train', ...run, '--out', at(name), ...how);
+  const wide = await to('wide', '--dtype', 'f32', '--compute', 'bf16');
+  assert.is(wide.code, 1);
+  assert.match(wide.stderr, 'expected weights stored in bf16, received weights in f32');
+  const told = await to('told', '--dtype', 'f16');
+  assert.is(told.code, 0, told.stderr);
+  const record = JSON.parse(readFileSync(at('told', 'training.json'), 'utf8'));
+  assert.is(record.settings.dtype, 'f16');
+  assert.is((await to('both', '--full', '--dtype', 'bf16')).code, 2);
+  assert.match((await to('typo', '--dtype', 'bf61')).stderr, 'Did you mean bf16?');
+  const files = ['eval', '--model', at('model'), '--data', at('eval.jsonl'), '--compute', 'bf16'];
+  assert.match((await inside(...files, '--dtype', 'f32')).stderr, 'received weights in f32');
+  const full = losses({ out: at('refused'), full: true, dtype: 'bf16' });
+  await refused(full, /\[finetune dtype\] expected none with full/);
+});
+
 test.run();

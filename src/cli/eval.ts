@@ -6,10 +6,10 @@ import type { Prediction } from '../train/predictions.js';
 import { evaluationText } from './evaluation.js';
 import {
   backendOptions,
-  computeOption,
   loadForUse,
   type ModelFlags,
   modelOptions,
+  precisionOptions,
   type Resolved,
   resolveFlags,
 } from './model.js';
@@ -66,7 +66,7 @@ export function evalCommand(): Command {
       'of a classifier: write a JSON line a record with "line", "idx" (where it has one), ' +
         '"label" and "scores" (probabilities in the order of the labels, or values)',
     );
-  return commonOptions(computeOption(backendOptions(c))).action(runEval);
+  return commonOptions(precisionOptions(backendOptions(c))).action(runEval);
 }
 
 async function runEval(given: EvalFlags): Promise<void> {

@@ -6,10 +6,10 @@ import type { TextOptions } from '../models/text.js';
 import { failure } from '../tensor/errors.js';
 import {
   backendOptions,
-  computeOption,
   loadForUse,
   type ModelFlags,
   modelOptions,
+  precisionOptions,
   resolveFlags,
 } from './model.js';
 import {
@@ -87,7 +87,7 @@ export function generateCommand(): Command {
     .option('--model-defaults', "start from the settings of the model's generation_config.json")
     .option('--no-cache', 'compute every token from the whole text again, to compare')
     .option('--no-echo', 'print the continuation only, without the prompt');
-  return commonOptions(computeOption(backendOptions(c))).action(runGenerate);
+  return commonOptions(precisionOptions(backendOptions(c))).action(runGenerate);
 }
 
 /** An option of its own, which Commander would take for the negation of one. */

@@ -22,6 +22,7 @@ export interface ModelFlags extends CommonOptions {
   readonly adapter?: string;
   readonly backend?: string;
   readonly threads?: number;
+  readonly dtype?: BaseDType;
   readonly compute?: Compute;
 }
 
@@ -41,8 +42,16 @@ export function backendOptions(c: Command): Command {
     .option('--threads <n>', 'worker threads; results do not depend on it', threadCount);
 }
 
-/** Adds the option that says how products with bf16 weights are computed. */
-export function computeOption(c: Command): Command {
+const BASE_DTYPES = ['f32', 'f16', 'bf16'] as const;
+type BaseDType = (typeof BASE_DTYPES)[number];
+
+/** Adds the options of the base's storage and of the arithmetic of its products. */
+export function precisionOptions(c: Command): Command {
+  c.option(
+    '--dtype <name>',
+    'storage of the base’s weights: f32, f16 or bf16 (default: that of their file)',
+    oneOf(BASE_DTYPES),
+  );
   return c.option(
     '--compute <how>',
     'products with weights stored in bf16: exact, or bf16, which rounds activations to bf16, too, ' +
@@ -109,7 +118,7 @@ export async function resolveFlags<F extends Named>(flags: F): Promise<Resolved<
  * @param head what a classifier answers, where that is not what its config.json says
  */
 export async function loadForUse<T extends keyof TaskModels>(
-  { model: dir, adapter, threads, compute = 'exact', ...flags }: Resolved<ModelFlags>,
+  { model: dir, adapter, threads, dtype, compute = 'exact', ...flags }: Resolved<ModelFlags>,
   task: T,
   head?: ClassifierHead,
 ): Promise<{ model: TaskModels[T]; tokenizer: Tokenizer; backend: string }> {
@@ -130,7 +139,7 @@ export async function loadForUse<T extends keyof TaskModels>(
   if (threads !== undefined) backend.setThreads(threads);
   const tokenizer = openTokenizer(dir);
   // An adapter may change a head apart from the table that it is tied to.
-  const model = openModel<T>(dir, { task, backend, head, untied: adapter !== undefined });
+  const model = openModel<T>(dir, { task, backend, head, dtype, untied: adapter !== undefined });
   try {
     if (adapter !== undefined) loadAdapter(new LoraAdapters(model), 'adapter', adapter);
     setCompute(model, compute);

@@ -2,7 +2,7 @@ import { type Command, Option } from 'commander';
 import type { DoneEvent, FinetuneEvent, FinetuneOptions, StartEvent } from '../train/finetune.js';
 import { evaluationText } from './evaluation.js';
 import { isLora, LORA, type LoraFlags, loraOptions, loraSettings } from './lora-options.js';
-import { computeOption, type Resolved, resolveFlags } from './model.js';
+import { precisionOptions, type Resolved, resolveFlags } from './model.js';
 import {
   BACKEND_HELP,
   backendName,
@@ -131,6 +131,7 @@ export function trainCommand(): Command {
       new Option('--full', 'train every parameter; writes a model directory').conflicts([
         ...LORA,
         'loraPlus',
+        'dtype',
       ]),
     )
     .option('--eval-every <steps>', 'evaluate every so many steps (needs --eval)', wholeNumber(1))
@@ -144,7 +145,7 @@ export function trainCommand(): Command {
     .addOption(
       new Option('--overwrite', 'start anew although --out is not empty').conflicts('resume'),
     );
-  return commonOptions(computeOption(c)).action(runTrain);
+  return commonOptions(precisionOptions(c)).action(runTrain);
 }
 
 const problemType = oneOf([

@@ -2,6 +2,7 @@ import type { LoraConfig, WideRank } from '../lora/index.js';
 import type { ProblemType } from '../models/classifier.js';
 import type { ScheduleName } from '../optim/index.js';
 import type { Backend, Compute, MemoryBooks, Purpose } from '../tensor/backend.js';
+import type { DType } from '../tensor/dtype.js';
 import type { ClassifierEvaluation } from './classify.js';
 import type { Evaluation } from './evaluate.js';
 import type { StepEvent } from './trainer.js';
@@ -71,6 +72,11 @@ export interface FinetuneOptions {
   readonly backend?: Backend | string;
   /** Worker threads; results do not depend on it. Default: the backend's. */
   readonly threads?: number;
+  /**
+   * Storage of the base's frozen weights: f32, f16 or bf16. Not with `full`, which trains them in
+   * f32. Default: that of their file.
+   */
+  readonly dtype?: DType;
   /**
    * Arithmetic of products with base weights stored in bf16: `bf16` rounds activations, too. It is
    * an error where it would do nothing. Default: the backend's, which is `exact` at first.

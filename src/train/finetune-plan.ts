@@ -196,6 +196,7 @@ function assemble(
     ...(full ? {} : { lora: loraConfig(made) }),
     ...(options.loraPlus === undefined ? {} : { loraPlus: options.loraPlus }),
     ...(options.keepBest ? { keepBest: choiceOf(options, evalEvery) } : {}),
+    ...(options.dtype === undefined ? {} : { dtype: options.dtype }),
     ...(backend.compute === 'exact' ? {} : { compute: backend.compute }),
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
     ...task.settings,

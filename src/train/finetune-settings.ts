@@ -28,6 +28,7 @@ const SETTINGS: readonly string[] = Object.keys({
   seed: true,
   backend: true,
   threads: true,
+  dtype: true,
   compute: true,
   evalEvery: true,
   saveEvery: true,
@@ -64,6 +65,9 @@ function checkTogether(options: FinetuneOptions, evalEvery: number): void {
   }
   if (full && loraPlus !== undefined) {
     throw failure('finetune', 'full or loraPlus', 'both', 'Leave one of them out');
+  }
+  if (full && options.dtype !== undefined) {
+    throw failure('finetune dtype', 'none with full, which trains in f32', options.dtype);
   }
   if (keepBest && evalEvery === 0) {
     throw failure('finetune keepBest', 'evaluations to choose by: evalEvery', 'none');

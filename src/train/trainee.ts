@@ -73,11 +73,11 @@ export function loraConfig({
 /** An adapter on a frozen model. */
 export function loraTrainee(made: TraineeOptions): Trainee {
   const { options, backend, head, seed } = made;
-  const { modelDir, out, modelName = modelDir } = options;
+  const { modelDir, out, modelName = modelDir, dtype } = options;
   const config = loraConfig(made);
   // A head that is to be adapted is a tensor of its own, though the checkpoint ties it.
   const untied = namesHead(config);
-  const model = openModel(modelDir, { backend, untied, ...(head ? { head } : {}) });
+  const model = openModel(modelDir, { backend, untied, dtype, ...(head ? { head } : {}) });
   let adapters: LoraAdapters;
   try {
     adapters = new LoraAdapters(model).add(ADAPTER, config, seed);
