@@ -23,9 +23,9 @@ __device__ __forceinline__ bool counts(const Loss& l, int64_t row, int lane, Fau
 
 // -(1-e) logp[label] - e/V sum logp, with logp = x - max - log sum exp(x - max)
 template <int kLanes, bool Smooth, class T>
-__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+__global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
     crossEntropyKernel(const T* x, Loss l, float* loss, FaultSink sink) {
-  using R = Rows<kLanes>;
+  using R = Lanes<kLanes>;
   SHARED(Top, room, [R::kWarps]);
   SHARED(float, sums, [R::kWarps]);
   int64_t row = R::row();
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(Rows<kLanes>::kThreads)
 
 // dx = dloss (softmax - (1-e) onehot - e/V); dx may be x
 template <int kLanes, class T>
-__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+__global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
     crossEntropyGradKernel(const T* x, Loss l, AnyFloats dloss, float* dx, FaultSink sink) {
-  using R = Rows<kLanes>;
+  using R = Lanes<kLanes>;
   SHARED(Top, room, [R::kWarps]);
   int64_t row = R::row();
   if (row >= l.n) return;
@@ -107,7 +107,7 @@ void crossEntropy(const CudaArgs& args) {
     using T = decltype(type);
     byLanes(l.v, [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::value;
-      dim3 grid(blocksFor(l.n, Rows<kLanes>::kPerBlock)), block(Rows<kLanes>::kThreads);
+      dim3 grid(blocksFor(l.n, Lanes<kLanes>::kPerBlock)), block(Lanes<kLanes>::kThreads);
       auto kernel = l.smoothing > 0 ? crossEntropyKernel<kLanes, true, T>
                                     : crossEntropyKernel<kLanes, false, T>;
       launch(args, kernel, grid, block, 0, x.as<T>(), l, loss.as<float>(), args.sink());
@@ -127,8 +127,9 @@ void crossEntropyGrad(const CudaArgs& args) {
     using T = decltype(type);
     byLanes(l.v, [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::value;
-      launch(args, crossEntropyGradKernel<kLanes, T>, dim3(blocksFor(l.n, Rows<kLanes>::kPerBlock)),
-             dim3(Rows<kLanes>::kThreads), 0, x.as<T>(), l, dloss, dx.as<float>(), args.sink());
+      launch(args, crossEntropyGradKernel<kLanes, T>,
+             dim3(blocksFor(l.n, Lanes<kLanes>::kPerBlock)), dim3(Lanes<kLanes>::kThreads), 0,
+             x.as<T>(), l, dloss, dx.as<float>(), args.sink());
     });
   });
 }

@@ -8,7 +8,7 @@
 namespace lowrank {
 
 template <int kLanes>
-struct Rows {
+struct Lanes {
   static constexpr int kThreads = kLanes < 256 ? 256 : kLanes;
   static constexpr int kPerBlock = kThreads / kLanes;
   static constexpr int kWarps = kThreads / kWarp;
@@ -65,7 +65,7 @@ template <int kLanes, class T>
 __device__ __forceinline__ Top topOf(const T* x, int64_t n, Top* room, float* plain = nullptr) {
   Top top = {-INFINITY, 0.0f};
   float total = 0;
-  for (int64_t i = Rows<kLanes>::lane(); i < n; i += 4 * kLanes) {
+  for (int64_t i = Lanes<kLanes>::lane(); i < n; i += 4 * kLanes) {
     float v[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -84,7 +84,7 @@ __device__ __forceinline__ Top topOf(const T* x, int64_t n, Top* room, float* pl
     int lane = static_cast<int>(threadIdx.x) % kWarp;
     if (lane == 0) room[threadIdx.x / kWarp] = top;
     __syncthreads();
-    top = joinedWarp(lane < Rows<kLanes>::kWarps ? room[lane] : Top{-INFINITY, 0.0f});
+    top = joinedWarp(lane < Lanes<kLanes>::kWarps ? room[lane] : Top{-INFINITY, 0.0f});
   }
   return top;
 }

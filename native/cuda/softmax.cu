@@ -6,17 +6,17 @@ namespace lowrank {
 namespace {
 
 template <bool Log, int kLanes, class T>
-__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+__global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
     softmaxKernel(const T* x, float* y, int64_t rows, int64_t n) {
-  SHARED(Top, room, [Rows<kLanes>::kWarps]);
-  int64_t row = Rows<kLanes>::row();
+  SHARED(Top, room, [Lanes<kLanes>::kWarps]);
+  int64_t row = Lanes<kLanes>::row();
   if (row >= rows) return;  // whole warps, and whole blocks where a row has more
   x += row * n;
   y += row * n;
   Top top = topOf<kLanes>(x, n, room);
   float factor = Log ? logf(top.sum) : 1.0f / top.sum;
 #pragma unroll 4
-  for (int64_t i = Rows<kLanes>::lane(); i < n; i += kLanes) {
+  for (int64_t i = Lanes<kLanes>::lane(); i < n; i += kLanes) {
     // Two subtractions: max + log(sum) in one f32 would lose digits of small results.
     float v = widen(x[i]) - top.max;
     y[i] = Log ? v - factor : expf(v) * factor;
@@ -25,20 +25,20 @@ __global__ void __launch_bounds__(Rows<kLanes>::kThreads)
 
 // dx = y (dy - sum y dy); of the logarithm: dy - exp(y) sum dy
 template <bool Log, int kLanes>
-__global__ void __launch_bounds__(Rows<kLanes>::kThreads)
+__global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
     softmaxGradKernel(AnyFloats y, AnyFloats dy, float* dx, int64_t rows, int64_t n) {
-  SHARED(float, room, [Rows<kLanes>::kWarps]);
-  int64_t row = Rows<kLanes>::row();
+  SHARED(float, room, [Lanes<kLanes>::kWarps]);
+  int64_t row = Lanes<kLanes>::row();
   if (row >= rows) return;
   float sum = 0;
 #pragma unroll 4
-  for (int64_t i = Rows<kLanes>::lane(); i < n; i += kLanes) {
+  for (int64_t i = Lanes<kLanes>::lane(); i < n; i += kLanes) {
     float d = dy[row * n + i];
     sum += Log ? d : y[row * n + i] * d;
   }
-  sum = Rows<kLanes>::sum(sum, room);
+  sum = Lanes<kLanes>::sum(sum, room);
 #pragma unroll 4
-  for (int64_t i = row * n + Rows<kLanes>::lane(); i < row * n + n; i += kLanes) {
+  for (int64_t i = row * n + Lanes<kLanes>::lane(); i < row * n + n; i += kLanes) {
     float v = y[i], d = dy[i];
     dx[i] = Log ? d - expf(v) * sum : v * (d - sum);
   }
@@ -58,7 +58,7 @@ void forward(const CudaArgs& args) {
     byLanes(x.last(), [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::value;
       launch(args, softmaxKernel<Log, kLanes, T>,
-             dim3(blocksFor(x.rows(), Rows<kLanes>::kPerBlock)), dim3(Rows<kLanes>::kThreads), 0,
+             dim3(blocksFor(x.rows(), Lanes<kLanes>::kPerBlock)), dim3(Lanes<kLanes>::kThreads), 0,
              x.as<T>(), y.as<float>(), x.rows(), x.last());
     });
   });
@@ -75,8 +75,8 @@ void backward(const CudaArgs& args) {
   byLanes(dx.last(), [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
     launch(args, softmaxGradKernel<Log, kLanes>,
-           dim3(blocksFor(dx.rows(), Rows<kLanes>::kPerBlock)), dim3(Rows<kLanes>::kThreads), 0, y,
-           dy, dx.as<float>(), dx.rows(), dx.last());
+           dim3(blocksFor(dx.rows(), Lanes<kLanes>::kPerBlock)), dim3(Lanes<kLanes>::kThreads), 0,
+           y, dy, dx.as<float>(), dx.rows(), dx.last());
   });
 }
 
