@@ -1,10 +1,11 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { noGrad, scope } from '../src/autograd/index.js';
-import { argmax, dropout, max, sum } from '../src/ops/index.js';
+import { argmax, dropout, max, permute, sum } from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
 import { normal } from '../src/tensor/random.js';
+import { numel } from '../src/tensor/shape.js';
 import { onEachBackend, onNative, reference } from './backends.js';
 
 const numbers = (n: number, stream: number) => Float32Array.from(normal({ seed: 9, stream }, n));
@@ -68,6 +69,30 @@ onNative(test, 'sums over leading, middle and several axes agree with the refere
       of(backend).forEach((v, i) => {
         assert.ok(Math.abs(v - (want[i] as number)) < 1e-5, `axes ${axes}, element ${i}`);
       });
+    }
+  });
+});
+
+onNative(test, 'permute moves every element as the reference does', (backend) => {
+  const orders = [0, 1, 2, 3].flatMap((a) =>
+    [0, 1, 2, 3].flatMap((b) => [0, 1, 2, 3].map((c) => [a, b, c, 6 - a - b - c])),
+  );
+  inScope(() => {
+    for (const shape of [
+      [2, 35, 3, 70],
+      [65, 4, 17, 5],
+      [1, 130, 1, 33],
+    ]) {
+      const x = numbers(numel(shape), 5);
+      for (const dtype of ['f32', 'bf16'] as const) {
+        for (const axes of orders.filter((o) => new Set(o).size === 4)) {
+          const of = (b: Backend) => permute(tensor(x, shape, { backend: b, dtype }), axes).bytes();
+          assert.ok(
+            Buffer.from(of(backend)).equals(of(reference)),
+            `${shape} by ${axes}, ${dtype}`,
+          );
+        }
+      }
     }
   });
 });

@@ -64,15 +64,16 @@ void embeddingGrad(const Args& args) {
   Floats dy = floats(args, 1);
   float* out = args.out(2).as<float>();
   auto axpy = args.context.isa->axpy;
+  if (Zeros) {
+    args.context.ranges(v * c, 4 * Context::kGrain, [&](int64_t from, int64_t to, int) {
+      std::fill(out + from, out + to, 0.0f);
+    });
+  }
   constexpr int64_t kBlock = 64;
-  args.context.rows((c + kBlock - 1) / kBlock, kBlock * (Zeros ? n + v : n),
-                    [&](int64_t from, int64_t to, int) {
-                      int64_t begin = from * kBlock, width = std::min(to * kBlock, c) - begin;
-                      for (int64_t r = 0; Zeros && r < v; r++)
-                        std::fill_n(out + r * c + begin, width, 0.0f);
-                      for (int64_t i = 0; i < n; i++)
-                        axpy(1.0f, dy + i * c + begin, out + ids[i] * c + begin, width);
-                    });
+  args.context.rows((c + kBlock - 1) / kBlock, kBlock * n, [&](int64_t from, int64_t to, int) {
+    int64_t begin = from * kBlock, width = std::min(to * kBlock, c) - begin;
+    for (int64_t i = 0; i < n; i++) axpy(1.0f, dy + i * c + begin, out + ids[i] * c + begin, width);
+  });
 }
 
 }  // namespace

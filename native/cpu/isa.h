@@ -159,6 +159,9 @@ struct IsaTable {
   // threshold.
   void (*dropout)(const float* x, float* y, int64_t i, int64_t n, const DropoutKey* key);
   bool (*allFinite)(const float* x, int64_t n);
+  // y [cols, rows] = x [rows, cols]^T of 32-bit words, rows of each their step apart
+  void (*turnWords)(const uint32_t* x, int64_t xStep, int64_t rows, int64_t cols, uint32_t* y,
+                    int64_t yStep);
 
   // Products with a side of rank r; see simd/lowrank.h.
   // Rows come as pointers, of which each is read from element `at` on.

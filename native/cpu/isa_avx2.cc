@@ -114,6 +114,7 @@ inline void stream(uint16_t* p, vhh v) { _mm256_stream_si256((__m256i*)p, (__m25
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
+#include "simd/turn.h"
 #define LOWRANK_TABLE lowrankIsaAvx2
 #include "simd/table.h"
 // clang-format on

@@ -45,6 +45,7 @@ inline void stream(uint16_t* p, vhh v) { _mm512_stream_si512((__m512i*)p, (__m51
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
+#include "simd/turn.h"
 #define LOWRANK_TABLE lowrankIsaAvx512
 #include "simd/table.h"
 // clang-format on

@@ -22,6 +22,7 @@ constexpr const char* kIsaName = "generic";
 #include "simd/gemm.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
+#include "simd/turn.h"
 #define LOWRANK_TABLE lowrankIsaGeneric
 #include "simd/table.h"
 // clang-format on

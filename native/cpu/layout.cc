@@ -38,50 +38,87 @@ void line(char* to, int64_t toStep, const char* from, int64_t fromStep, int64_t 
   }
 }
 
+// Axes of a copy, joined where they can be: sizes and steps of the target and of the source.
+struct Axes {
+  int count;
+  int64_t n[kMaxRank + 1], to[kMaxRank + 1], from[kMaxRank + 1];
+
+  // Offsets of element `index` of all axes but `skipped` and the last.
+  void at(int64_t index, int skipped, int64_t* toAt, int64_t* fromAt) const {
+    *toAt = *fromAt = 0;
+    for (int d = count - 2; d >= 0; d--) {
+      if (d == skipped) continue;
+      *toAt += index % n[d] * to[d];
+      *fromAt += index % n[d] * from[d];
+      index /= n[d];
+    }
+  }
+};
+
+// Copies words where the target runs along its last axis and the source along another: squares are
+// turned. Says whether this is such a copy.
+bool turned(Context& context, char* to, const char* from, const Axes& a, size_t size) {
+  constexpr int64_t kStrip = 64;
+  int inner = a.count - 1, other = -1;
+  for (int d = 0; d < inner; d++) {
+    if (a.from[d] == 1) other = d;
+  }
+  if (size != 4 || other < 0 || a.to[inner] != 1 || a.n[inner] < 4 || a.n[other] < 4) return false;
+  int64_t strips = (a.n[other] + kStrip - 1) / kStrip, rest = 1;
+  for (int d = 0; d < inner; d++) rest *= d == other ? 1 : a.n[d];
+  auto turn = context.isa->turnWords;
+  context.rows(rest * strips, kStrip * a.n[inner], [&](int64_t first, int64_t end, int) {
+    for (int64_t i = first; i < end; i++) {
+      int64_t j = i % strips * kStrip, atTo, atFrom;
+      a.at(i / strips, other, &atTo, &atFrom);
+      turn(reinterpret_cast<const uint32_t*>(from) + atFrom + j, a.from[inner], a.n[inner],
+           std::min(kStrip, a.n[other] - j),
+           reinterpret_cast<uint32_t*>(to) + atTo + j * a.to[other], a.to[other]);
+    }
+  });
+  return true;
+}
+
 }  // namespace
 
 void copyStrided(Context& context, char* to, const int64_t* toStrides, const char* from,
                  const int64_t* fromStrides, const int64_t* dims, int rank, size_t size) {
-  int64_t n[kMaxRank + 1], a[kMaxRank + 1], b[kMaxRank + 1];
-  int used = 0;
+  Axes a = {};
   for (int d = 0; d < rank; d++) {
     if (dims[d] == 0) return;
     if (dims[d] == 1) continue;
-    if (used > 0 && a[used - 1] == toStrides[d] * dims[d] &&
-        b[used - 1] == fromStrides[d] * dims[d]) {
-      n[used - 1] *= dims[d];
-      a[used - 1] = toStrides[d];
-      b[used - 1] = fromStrides[d];
+    int last = a.count - 1;
+    if (last >= 0 && a.to[last] == toStrides[d] * dims[d] &&
+        a.from[last] == fromStrides[d] * dims[d]) {
+      a.n[last] *= dims[d];
+      a.to[last] = toStrides[d];
+      a.from[last] = fromStrides[d];
       continue;
     }
-    n[used] = dims[d];
-    a[used] = toStrides[d];
-    b[used] = fromStrides[d];
-    used++;
+    a.n[a.count] = dims[d];
+    a.to[a.count] = toStrides[d];
+    a.from[a.count++] = fromStrides[d];
   }
-  if (used == 0) {
+  if (a.count == 0) {
     std::memcpy(to, from, size);
     return;
   }
-  int inner = used - 1;
-  int64_t width = n[inner], outer = 1, bytes = static_cast<int64_t>(size);
-  for (int d = 0; d < inner; d++) outer *= n[d];
+  int inner = a.count - 1;
+  int64_t width = a.n[inner], toStep = a.to[inner], fromStep = a.from[inner], outer = 1;
+  int64_t bytes = static_cast<int64_t>(size);
+  for (int d = 0; d < inner; d++) outer *= a.n[d];
   if (outer == 1) {
     context.ranges(width, Context::kGrain, [&](int64_t i, int64_t e, int) {
-      line(to + i * a[inner] * bytes, a[inner], from + i * b[inner] * bytes, b[inner], e - i, size);
+      line(to + i * toStep * bytes, toStep, from + i * fromStep * bytes, fromStep, e - i, size);
     });
     return;
   }
+  if (turned(context, to, from, a, size)) return;
   context.rows(outer, width, [&](int64_t first, int64_t end, int) {
     for (int64_t r = first; r < end; r++) {
-      int64_t rest = r, atTo = 0, atFrom = 0;
-      for (int d = inner - 1; d >= 0; d--) {
-        int64_t i = rest % n[d];
-        rest /= n[d];
-        atTo += i * a[d];
-        atFrom += i * b[d];
-      }
-      line(to + atTo * bytes, a[inner], from + atFrom * bytes, b[inner], width, size);
+      int64_t atTo, atFrom;
+      a.at(r, -1, &atTo, &atFrom);
+      line(to + atTo * bytes, toStep, from + atFrom * bytes, fromStep, width, size);
     }
   });
 }

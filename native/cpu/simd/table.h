@@ -36,6 +36,7 @@ const IsaTable LOWRANK_TABLE = {
     rAdamW,
     rDropout,
     rAllFinite,
+    turnWords,
     rankDown,
     turn,
     turnBack,
