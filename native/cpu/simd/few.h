@@ -135,6 +135,8 @@ constexpr bool kHalves = true;
 template <class T>
 constexpr int64_t kTurn = kWidth*(kHalves ? 4 / (int64_t)sizeof(T) : kPair);
 
+typedef float vf_pairs __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
+VEC_INLINE vf loadPairs(const void* p) { return *(const vf_pairs*)p; }
 VEC_INLINE vf lowerOf(const Brain*, vf pair) { return (vf)((vu)pair << 16); }
 VEC_INLINE vf upperOf(const Brain*, vf pair) { return (vf)((vu)pair & 0xffff0000u); }
 VEC_INLINE vf lowerOf(const Half*, vf pair) {
@@ -154,7 +156,7 @@ VEC_INLINE void turnStep(const float* a, const T* b, int64_t line, int v, vf (&a
   vf w[kWidth];
 #pragma GCC unroll 16
   for (int i = 0; i < kWidth; i++) {
-    w[i] = two ? load((const float*)(b + i * line)) : alongK(b + i * line);
+    w[i] = two ? loadPairs(b + i * line) : alongK(b + i * line);
   }
   transpose(w);
 #pragma GCC unroll 16
