@@ -47,6 +47,24 @@ const SHAPES: Readonly<Record<string, { config: Json; targets: readonly string[]
     },
     targets: ['q_proj', 'v_proj'],
   },
+  'llama-1b': {
+    config: {
+      model_type: 'llama',
+      hidden_size: 2048,
+      num_hidden_layers: 16,
+      num_attention_heads: 32,
+      num_key_value_heads: 8,
+      head_dim: 64,
+      intermediate_size: 8192,
+      vocab_size: 128256,
+      max_position_embeddings: 8192,
+      rms_norm_eps: 1e-5,
+      rope_theta: 500000,
+      hidden_act: 'silu',
+      tie_word_embeddings: true,
+    },
+    targets: ['q_proj', 'v_proj'],
+  },
   tiny: {
     config: { ...GPT2, n_positions: 512, n_embd: 256, n_layer: 4, n_head: 4, vocab_size: 2048 },
     targets: ['c_attn'],
@@ -74,6 +92,9 @@ export interface StepSettings {
 
 /** A model that can take steps. */
 export interface StepWork {
+  readonly model: CausalLM;
+  readonly optimizer: AdamW;
+  readonly batch: TokenBatch;
   /** Forward, backward, AdamW; the loss. */
   step(): number;
   /** Operations of the step's multiply-adds, two each. */
@@ -178,6 +199,7 @@ export function buildStep(settings: StepSettings, backend: Backend): StepWork {
   // What building left over is no part of a step's memory.
   backend.trim();
   return {
+    ...{ model, optimizer, batch: tokens },
     step: () => {
       const loss = scope(() => {
         const context = { seed: 1, step: 0, checkpoint: checkpointing };

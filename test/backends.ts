@@ -21,8 +21,13 @@ function candidate(name: string): Candidate {
 
 export const reference = getBackend('reference');
 
-/** Every backend: the reference always, cpu where the addon is built. */
-export const candidates: readonly Candidate[] = [candidate('reference'), candidate('cpu')];
+/** Set by `npm run test:gpu`: the native backend of the tests is the GPU. */
+export const onGpu = process.env.LOWRANK_TEST_GPU === '1';
+
+/** Every backend: the reference always, cpu where the addon is built; a GPU in its place if asked. */
+export const candidates: readonly Candidate[] = ['reference', onGpu ? 'cuda' : 'cpu'].map(
+  candidate,
+);
 
 /** The native backend, or null where no addon is built. */
 export const native: NativeBackend | null =

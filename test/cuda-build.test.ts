@@ -14,6 +14,7 @@ import { dirname, join, resolve } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { pickArchitectures } from '../scripts/build-cuda.mjs';
+import { parseReport } from '../scripts/cuda-report.mjs';
 
 const test = suite('cuda build');
 const KNOWN = ['75', '80', '86', '90', '120'];
@@ -51,6 +52,23 @@ else
   echo library >> "$out"
 fi
 `;
+
+test('the report has a row for each kernel', () => {
+  const said = [
+    'ptxas info    : 0 bytes gmem',
+    "ptxas info    : Compiling entry function '_Z1av' for 'sm_90'",
+    'ptxas info    : Function properties for _Z1av',
+    '    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads',
+    'ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size, 4224 bytes smem',
+    "ptxas info    : Compiling entry function '_Z1bv' for 'sm_90'",
+    '    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads',
+    'ptxas info    : Used 32 registers, used 0 barriers',
+  ];
+  assert.equal(parseReport(said.join('\n')), [
+    { name: '_Z1av', target: 'sm_90', registers: 255, spilled: 8, stack: 16, shared: 4224 },
+    { name: '_Z1bv', target: 'sm_90', registers: 32, spilled: 0, stack: 0, shared: 0 },
+  ]);
+});
 
 const roots: string[] = [];
 test.after(() => {

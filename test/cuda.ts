@@ -1,11 +1,12 @@
 import { buildShim } from '../scripts/cuda-shim.mjs';
 import { loadCuda } from '../src/tensor/cuda.js';
 import type { NativeBackend } from '../src/tensor/native.js';
+import { onGpu } from './backends.js';
 
 /**
  * The CUDA backend on the processor: native/cuda compiled with the shim of test/cuda-shim. Throws
- * where there is no C++ compiler or no addon.
+ * where there is no C++ compiler or no addon. In `npm run test:gpu` it is the GPU itself.
  */
 export function cudaShim(): NativeBackend {
-  return loadCuda(0, buildShim());
+  return onGpu ? loadCuda() : loadCuda(0, buildShim());
 }
