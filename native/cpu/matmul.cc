@@ -106,6 +106,18 @@ void runs(Context& c, int64_t count, F f) {
   });
 }
 
+// `width` lines a part, or another number of whole tiles with which `threads` threads that take as
+// many parts each are done clearly sooner.
+int64_t evenly(int64_t total, int64_t threads, int64_t tile, int64_t least, int64_t most,
+               int64_t width) {
+  auto longest = [&](int64_t w) { return ceilDiv(ceilDiv(total, w), threads) * w; };
+  int64_t best = width;
+  for (int64_t w = least; w <= most; w += tile) {
+    if (longest(w) * 103 < longest(best) * 100) best = w;
+  }
+  return best;
+}
+
 // Cut along the longer side of C; the factor of the other side is packed once for all, and each
 // part packs its own share of the other factor, so that nothing is packed twice.
 void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
@@ -114,10 +126,14 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t most = byColumns ? g.colBlock : g.rowBlock;
   int64_t rows = task.m, cols = task.n;
   if (byColumns) {
-    cols = partOf(task.n, parts, g.colTile, 2 * g.colTile, most);
+    int64_t least = 2 * g.colTile;
+    cols = partOf(task.n, parts, g.colTile, least, most);
+    if (parts > 1) cols = evenly(task.n, c.threads, g.colTile, least, most, cols);
     rows = partOf(task.m, ceilDiv(parts, 2 * ceilDiv(task.n, cols)), g.rowTile, g.rowBlock, task.m);
   } else {
-    rows = partOf(task.m, parts, g.rowTile, 4 * g.rowTile, most);
+    int64_t least = 4 * g.rowTile;
+    rows = partOf(task.m, parts, g.rowTile, least, most);
+    if (parts > 1) rows = evenly(task.m, c.threads, g.rowTile, least, most, rows);
     cols = partOf(task.n, ceilDiv(parts, 2 * ceilDiv(task.m, rows)), g.colTile, g.colBlock, task.n);
   }
   int64_t down = ceilDiv(task.m, rows), across = ceilDiv(task.n, cols);

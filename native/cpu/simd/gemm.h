@@ -10,7 +10,7 @@ namespace {
 constexpr int kCols = kVecs * kWidth;
 constexpr int64_t kDepth = 768;
 constexpr int64_t kRowBlock = kRows * 6;
-constexpr int64_t kColBlock = 64;
+constexpr int64_t kColBlock = kCols < 32 ? 64 : 128;
 constexpr int64_t kScratch = (kRowBlock + kColBlock) * kDepth + 64;
 constexpr int64_t kNarrowCols = 64;  // most columns of narrow()
 constexpr int64_t kLine = 64;        // bytes of a cache line
