@@ -1,7 +1,7 @@
 // time-limit: 300
 // Products on CUDA through cuBLASLt, in whose place a library of the tests' own stands.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -17,6 +17,9 @@ import { numel, type Shape } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { native, reference } from './backends.js';
 import { cudaShim } from './cuda.js';
+import { dtypesOf, table } from './op-cases.js';
+import { LARGE_CASES } from './op-cases-large.js';
+import { check, halfDTypes } from './op-checks.js';
 import { skipUnless } from './support.js';
 
 const root = mkdtempSync(join(tmpdir(), 'lowrank-blas-'));
@@ -163,31 +166,56 @@ onCuda('thin products, and those over no terms, by own kernels', () => {
   }
 });
 
+onCuda('the op table’s products, with their gradients', () => {
+  const names = ['matmul', 'linear', 'addLowRank', 'headLoss'];
+  const lines = products(() => {
+    for (const { name, cases } of table()) {
+      for (const c of names.includes(name) ? cases : []) {
+        for (const dtypes of [dtypesOf(c, 'f32'), ...halfDTypes(c)])
+          check(c, cuda as Backend, dtypes);
+      }
+    }
+    for (const c of LARGE_CASES) {
+      if (names.includes(c.op.spec.name)) check(c, cuda as Backend, dtypesOf(c, 'f32'));
+    }
+  });
+  assert.ok(lines.length > 60, `${lines.length} by the library`);
+});
+
 /** What a process with this environment prints: the bits of its products, and what computed them. */
 function inProcess(env: Record<string, string>): string[] {
   const script = fileURLToPath(new URL('./cuda-shim/blas/products.ts', import.meta.url));
   const run = spawnSync(process.execPath, ['--import', import.meta.resolve('tsx'), script], {
     encoding: 'utf8',
-    env: { ...process.env, LOWRANK_SHIM_BLAS_LOG: '', ...env },
+    env: {
+      ...process.env,
+      LOWRANK_SHIM_BLAS_LOG: '',
+      LOWRANK_TEST_LIBRARY: join(folder, 'lowrank_cuda_shim.so'),
+      ...env,
+    },
   });
   assert.is(run.status, 0, run.stderr);
   return run.stdout.trim().split('\n');
 }
 
-onCuda('without the library, or where it fails, own kernels answer the same bits', () => {
-  const own = inProcess({ LOWRANK_SHIM_BLAS: '' });
-  assert.ok(existsSync(library('shim')) && existsSync(library('lacking')));
-  for (const env of [
-    { LOWRANK_SHIM_BLAS: join(root, 'nothing.so') },
-    { LOWRANK_SHIM_BLAS: library('lacking') },
-    { LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_REFUSE: 'heuristic' },
-    { LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_REFUSE: 'matmul' },
-  ]) {
-    const got = inProcess(env);
-    assert.equal(got.slice(0, 2), own.slice(0, 2), JSON.stringify(env));
-  }
-  const used = inProcess({ LOWRANK_SHIM_BLAS: library('shim'), LOWRANK_SHIM_BLAS_LOG: log });
-  assert.is(used.length, own.length);
-});
+onCuda(
+  'without the library, or where it fails, own kernels answer the same bits, and it is said',
+  () => {
+    const own = inProcess({ LOWRANK_SHIM_BLAS: '' });
+    assert.match(own[2] as string, /^own kernels; cuBLASLt was not found .*Install CUDA's cuBLAS/);
+    const shim = { LOWRANK_SHIM_BLAS: library('shim') };
+    const refused = /libcublasLt_shim\.so\); own kernels where it has no way \(shapes so far: 1\)$/;
+    for (const [env, said] of [
+      [{ LOWRANK_SHIM_BLAS: library('lacking') }, /libcublasLt_lacking\.so lacks cublasLtMatmul/],
+      [{ ...shim, LOWRANK_SHIM_BLAS_REFUSE: 'heuristic' }, refused],
+      [{ ...shim, LOWRANK_SHIM_BLAS_REFUSE: 'matmul' }, refused],
+    ] as const) {
+      const got = inProcess(env);
+      assert.equal(got.slice(0, 2), own.slice(0, 2), JSON.stringify(env));
+      assert.match(got[2] as string, said);
+    }
+    assert.match(cuda?.facts().products as string, /^cuBLASLt 13\.1 \(.*libcublasLt_shim\.so\)$/);
+  },
+);
 
 test.run();

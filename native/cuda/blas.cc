@@ -208,7 +208,8 @@ class Blas {
     size_t refused = 0;
     for (const auto& [key, plan] : plans_) refused += plan.usable ? 0 : 1;
     if (refused == 0) return api.state;
-    return api.state + ", own kernels for " + std::to_string(refused) + " shapes it has no way for";
+    return api.state +
+           "; own kernels where it has no way (shapes so far: " + std::to_string(refused) + ")";
   }
 
  private:
