@@ -19,7 +19,8 @@ interface Shape {
 
 /**
  * M × K by K × N products: square ones in all orders, those of a training step of GPT-2 124M on 512
- * tokens and of the bundled model, those of rank 8 to 64, and those of decoding, 1 to 16 rows.
+ * tokens (its head on a chunk of 254) and of the bundled model, one of SmolLM2, those of rank 8 to
+ * 64, and those of decoding, 1 to 16 rows.
  */
 const SHAPES: readonly Shape[] = [
   { m: 512, n: 512, k: 512 },
@@ -31,6 +32,9 @@ const SHAPES: readonly Shape[] = [
   { m: 512, n: 3072, k: 768 },
   { m: 512, n: 768, k: 3072, transB: true },
   { m: 3072, n: 768, k: 512, transA: true },
+  { m: 512, n: 576, k: 1536, transB: true },
+  { m: 254, n: 50257, k: 768, transB: true },
+  { m: 254, n: 768, k: 50257 },
   { m: 512, n: 3072, k: 768, weight: 'bf16' },
   { m: 512, n: 3072, k: 768, weight: 'bf16', compute: 'bf16' },
   { m: 512, n: 3072, k: 768, weight: 'f16' },
