@@ -1,7 +1,7 @@
 /**
  * `npm run test:asan [-- pattern…]`: builds the addon with AddressSanitizer and UBSan into
  * build-asan/ and runs the tests that call it (by default the op table,
- * products, autograd, determinism, threads, the laws and safetensors).
+ * products, autograd, determinism, threads, the laws, safetensors, and CUDA's kernels in their shim).
  * They run in a copy of src/ and test/ beside that addon, so that the usual build stays in place.
  */
 import { spawnSync } from 'node:child_process';
@@ -24,6 +24,9 @@ const DEFAULT_PATTERNS = [
   'test/threads',
   'test/laws',
   'test/safetensors',
+  'test/cuda-ops',
+  'test/cuda-runtime',
+  'test/cuda-graph',
 ];
 const STAGE = join(ROOT, 'build-asan/stage');
 
@@ -65,6 +68,7 @@ try {
       stdio: 'inherit',
       env: {
         ...process.env,
+        LOWRANK_SHIM_SANITIZE: '1',
         LD_PRELOAD: sanitizerLibraries().join(' '),
         // Tests ask for more memory than there is, and expect an error.
         ASAN_OPTIONS: 'detect_leaks=0:allocator_may_return_null=1',

@@ -2,7 +2,6 @@
 // Recorded calls and training steps on the CUDA backend, run on the processor through the shim.
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { buildShim } from '../scripts/cuda-shim.mjs';
 import { scope } from '../src/autograd/index.js';
 import { tensor } from '../src/tensor/create.js';
 import { type CudaBackend, loadCuda } from '../src/tensor/cuda.js';
@@ -10,6 +9,7 @@ import { Recording } from '../src/tensor/recording.js';
 import { Tensor } from '../src/tensor/tensor.js';
 import type { BatchSource, TrainOptions } from '../src/train/trainer.js';
 import { native, onGpu, reference } from './backends.js';
+import { shimLibrary } from './cuda.js';
 import { TinyRun } from './support/run.js';
 import { TINY, type TinySettings, tinyBatch } from './support/tiny.js';
 import { skipUnless } from './support.js';
@@ -17,7 +17,7 @@ import { skipUnless } from './support.js';
 const test = suite('cuda graphs');
 const onCuda = skipUnless(test, native !== null, 'no native addon, and so no CUDA shim');
 const onShim = skipUnless(test, native !== null && !onGpu, 'failures are played by the shim alone');
-const shim = native && !onGpu ? buildShim() : '';
+const shim = native && !onGpu ? shimLibrary() : '';
 const open = (): CudaBackend => (onGpu ? loadCuda() : loadCuda(0, shim));
 
 test.after.each(() => {
@@ -145,19 +145,19 @@ onShim('a graph that cannot be changed is made anew', () => {
 });
 
 onShim('where memory is short, recordings give theirs up', () => {
-  process.env.LOWRANK_SHIM_MEMORY = String(34 << 20);
+  process.env.LOWRANK_SHIM_MEMORY = String(40 << 20);
   const backend = open();
   const held = empty(backend, 2_000_000);
   const x = tensor([1, 2, 3], [3], { backend });
   const y = empty(backend, 3);
   const { recording } = backend.record(() =>
     scope(() => {
-      empty(backend, 1_000_000);
+      empty(backend, 5_000_000);
       backend.run('affine', [x, y], [2, 0]);
     }),
   );
   assert.ok((recording as Recording).replay([]));
-  const big = empty(backend, 3_000_000);
+  const big = empty(backend, 3_500_000);
   assert.not.ok((recording as Recording).replay([]));
   for (const t of [held, x, y, big]) t.dispose();
   backend.trim();
