@@ -36,6 +36,9 @@ const CASES: readonly Case[] = [
   { title: 'odd sizes', q: [1, 5, 3, 13], k: [7, 3] },
   { title: 'more keys than queries', q: [1, 3, 4, 16], k: [70, 2], causal: true },
   { title: 'one query', q: [2, 1, 2, 64], k: [65, 1], causal: true },
+  { title: 'one query, keys in shares', q: [1, 1, 4, 24], k: [300, 2], causal: true },
+  { title: 'one query, masked', q: [2, 1, 2, 80], k: [150, 1], masked: true, keyLength: 131 },
+  { title: 'one query, a window', q: [1, 1, 1, 130], k: [300, 1], causal: true, window: 129 },
   { title: 'a window', q: [1, 140, 1, 32], k: [140, 1], causal: true, window: 37 },
   { title: 'a mask', q: [2, 66, 2, 8], k: [66, 1], causal: true, masked: true },
   { title: 'a key length', q: [1, 9, 2, 64], k: [80, 2], causal: true, keyLength: 41 },
@@ -119,7 +122,8 @@ for (const c of CASES) {
         all.every((a) => a.bits === got.bits),
         'the same bits in any order of threads',
       );
-      const rounds = c.flat || got.bits !== exact.bits;
+      // A single query is weighed in f32; its gradients are not, up to 128 channels.
+      const rounds = c.flat || c.q[3] > 128 || got.bits !== exact.bits;
       assert.ok(rounds, 'the tensor cores took it');
     } finally {
       backend.setCompute('exact');

@@ -85,7 +85,7 @@ void attention(const CudaArgs& args) {
   float* y = args.out(at).as<float>();
   float* lse = args.out(at + 1).as<float>();
   int64_t blocks = (s.t + kTile - 1) / kTile * s.b * s.h;
-  if (blocks == 0 || attentionMma(args, s, y, lse)) return;
+  if (blocks == 0 || attentionOfOne(args, s, y, lse) || attentionMma(args, s, y, lse)) return;
   if (s.d <= 64) {
     launch(args, attentionKernel<64>, dim3(blocksFor(blocks, 1)), dim3(kAttendThreads), 0, s, y,
            lse);

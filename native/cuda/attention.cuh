@@ -168,6 +168,9 @@ __device__ __forceinline__ float rowMax(float x) {
 Attend checkAttention(const CudaArgs& args);
 Heads headsOf(const CudaArgs& args, size_t i);
 
+// Says whether it took the call: one query a head, in f32 whatever the arithmetic of products.
+bool attentionOfOne(const CudaArgs& args, const Attend& s, float* y, float* lse);
+
 void attentionGrad(const CudaArgs& args);
 
 }  // namespace lowrank
