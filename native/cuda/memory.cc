@@ -10,7 +10,7 @@ namespace lowrank {
 namespace {
 
 constexpr uint64_t kLeastSegment = uint64_t{16} << 20;
-constexpr uint64_t kMostSegment = uint64_t{1} << 30;
+constexpr uint64_t kMostSegment = uint64_t{256} << 20;
 
 }  // namespace
 
