@@ -175,9 +175,10 @@ struct IsaTable {
   // c [rows, cols] += p [rows, r] q [r, cols], rows of q qStep apart
   void (*rankUp)(float* const* c, int64_t at, int64_t rows, int64_t cols, const float* p, int64_t r,
                  const float* q, int64_t qStep);
-  // g [r, cols] = p [rows, r]^T x [rows, cols], or added to g; rows of g gStep apart
+  // g [r, cols] = p [rows, r]^T x [rows, cols], or added to g; rows of g gStep apart. Ahead: as
+  // many rows of x more follow
   void (*rankOuter)(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
-                    int64_t cols, float* g, int64_t gStep, bool add);
+                    int64_t cols, float* g, int64_t gStep, bool add, bool ahead);
   // y = w + p q, rounded to y's type; whether all of it is finite
   bool (*rankMerge)(const RankMerge* task, int64_t rows);
 };

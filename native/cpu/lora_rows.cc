@@ -267,7 +267,8 @@ class Branches {
       for (int64_t i = part.row0; i < part.row1; i += kFold) {
         int64_t end = std::min(i + kFold, part.row1);
         const float* side = sideOf(i, end, block);
-        isa().rankOuter(x + i, n0, end - i, side, r, n, g, step, add || i > part.row0);
+        bool ahead = end + end - i <= part.row1;
+        isa().rankOuter(x + i, n0, end - i, side, r, n, g, step, add || i > part.row0, ahead);
       }
       if (!ofA) isa().turnBack(tile, kWideStep, n, r, pair.dB + n0 * r, more);
       if (ofA && !direct) settle(tile, pair.dA + n0, r, n, cols, more);

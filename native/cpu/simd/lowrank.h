@@ -23,7 +23,7 @@ VEC_INLINE vf sums(vf* v) {
 }
 
 // NR dot products of each of MR rows from element `at` on, at most kWidth of them.
-template <int MR, int NR>
+template <int MR, int NR, bool Ahead>
 static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t aStep, int64_t n,
                      float* h, int64_t r) {
   static_assert(MR * NR <= kWidth, "a lane for each sum");
@@ -34,7 +34,10 @@ static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t 
   for (; p + kWidth <= n; p += kWidth) {
     vf xv[MR];
 #pragma GCC unroll 4
-    for (int i = 0; i < MR; i++) xv[i] = load(row[i] + p);
+    for (int i = 0; i < MR; i++) {
+      xv[i] = load(row[i] + p);
+      if (Ahead) __builtin_prefetch(x[MR + i] + at + p, 0, 2);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < NR; j++) {
       vf av = load(a + j * aStep + p);
@@ -66,14 +69,19 @@ static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t 
   }
 }
 
-// `left` of the r columns of h.
+// `left` of the r columns of h. Ahead: MR rows more follow, which are fetched in passing.
 template <int MR, int NR>
 static void dotRows(const float* const* x, int64_t at, const float* a, int64_t aStep, int64_t left,
-                    int64_t n, float* h, int64_t r) {
-  for (; left >= NR; left -= NR, a += NR * aStep, h += NR)
-    dotBlock<MR, NR>(x, at, a, aStep, n, h, r);
+                    int64_t n, float* h, int64_t r, bool ahead) {
+  for (; left >= NR; left -= NR, a += NR * aStep, h += NR, ahead = false) {
+    if (ahead) {
+      dotBlock<MR, NR, true>(x, at, a, aStep, n, h, r);
+    } else {
+      dotBlock<MR, NR, false>(x, at, a, aStep, n, h, r);
+    }
+  }
   if constexpr (NR > 1) {
-    if (left > 0) dotRows<MR, NR / 2>(x, at, a, aStep, left, n, h, r);
+    if (left > 0) dotRows<MR, NR / 2>(x, at, a, aStep, left, n, h, r, ahead);
   }
 }
 
@@ -82,13 +90,13 @@ static void rankDown(const float* const* x, int64_t at, int64_t rows, const floa
                      int64_t r, int64_t n, float* h) {
   int64_t i = 0;
   for (; i + 4 <= rows; i += 4) {
-    dotRows<4, kWidth / 4>(x + i, at, a, aStep, r, n, h + i * r, r);
+    dotRows<4, kWidth / 4>(x + i, at, a, aStep, r, n, h + i * r, r, i + 8 <= rows);
   }
   if (i + 2 <= rows) {
-    dotRows<2, kWidth / 2>(x + i, at, a, aStep, r, n, h + i * r, r);
+    dotRows<2, kWidth / 2>(x + i, at, a, aStep, r, n, h + i * r, r, false);
     i += 2;
   }
-  if (i < rows) dotRows<1, kWidth>(x + i, at, a, aStep, r, n, h + i * r, r);
+  if (i < rows) dotRows<1, kWidth>(x + i, at, a, aStep, r, n, h + i * r, r, false);
 }
 
 // kWidth rows of R floats, one after another, become R vectors of a column each: every round moves
@@ -229,8 +237,12 @@ constexpr int kRankVecs = kWidth == 16 ? 4 : 2;  // vectors of a block's row tha
 
 template <int MR, int NV>
 static void upBlock(float* const* c, int64_t at, const float* p, int64_t r, const float* q,
-                    int64_t qStep) {
+                    int64_t qStep, bool ahead) {
   vf acc[MR][NV] = {};
+  for (int i = 0; ahead && i < MR; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) __builtin_prefetch(c[MR + i] + at + j * kWidth, 1, 2);
+  }
   for (int64_t k = 0; k < r; k++) {
     vf qv[NV];
 #pragma GCC unroll 4
@@ -254,12 +266,12 @@ static void upBlock(float* const* c, int64_t at, const float* p, int64_t r, cons
 
 template <int MR>
 static void upRows(float* const* c, int64_t at, int64_t cols, const float* p, int64_t r,
-                   const float* q, int64_t qStep) {
+                   const float* q, int64_t qStep, bool ahead) {
   int64_t j = 0;
   for (; j + kRankVecs * kWidth <= cols; j += kRankVecs * kWidth) {
-    upBlock<MR, kRankVecs>(c, at + j, p, r, q + j, qStep);
+    upBlock<MR, kRankVecs>(c, at + j, p, r, q + j, qStep, ahead);
   }
-  for (; j + kWidth <= cols; j += kWidth) upBlock<MR, 1>(c, at + j, p, r, q + j, qStep);
+  for (; j + kWidth <= cols; j += kWidth) upBlock<MR, 1>(c, at + j, p, r, q + j, qStep, ahead);
   if (j == cols) return;
   int64_t rest = cols - j;
   for (int i = 0; i < MR; i++) {
@@ -276,11 +288,13 @@ static void upRows(float* const* c, int64_t at, int64_t cols, const float* p, in
 static void rankUp(float* const* c, int64_t at, int64_t rows, int64_t cols, const float* p,
                    int64_t r, const float* q, int64_t qStep) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) upRows<4>(c + i, at, cols, p + i * r, r, q, qStep);
-  for (; i < rows; i++) upRows<1>(c + i, at, cols, p + i * r, r, q, qStep);
+  for (; i + 4 <= rows; i += 4) {
+    upRows<4>(c + i, at, cols, p + i * r, r, q, qStep, i + 8 <= rows);
+  }
+  for (; i < rows; i++) upRows<1>(c + i, at, cols, p + i * r, r, q, qStep, false);
 }
 
-template <int KR, int NV>
+template <int KR, int NV, bool Ahead>
 static void outerBlock(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
                        float* g, int64_t gStep, bool add) {
   vf acc[KR][NV] = {};
@@ -288,7 +302,10 @@ static void outerBlock(const float* const* x, int64_t at, int64_t rows, const fl
     const float *row = x[i] + at, *side = p + i * r;
     vf xv[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) xv[j] = load(row + j * kWidth);
+    for (int j = 0; j < NV; j++) {
+      xv[j] = load(row + j * kWidth);
+      if (Ahead) __builtin_prefetch(x[rows + i] + at + j * kWidth, 0, 2);
+    }
 #pragma GCC unroll 8
     for (int k = 0; k < KR; k++) {
       vf pv = splat(side[k]);
@@ -308,13 +325,17 @@ static void outerBlock(const float* const* x, int64_t at, int64_t rows, const fl
 
 template <int KR, int NV>
 static void outerRanks(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
-                       int64_t cols, float* g, int64_t gStep, bool add) {
+                       int64_t cols, float* g, int64_t gStep, bool add, bool ahead) {
   int64_t j = 0;
   for (; j + NV * kWidth <= cols; j += NV * kWidth) {
-    outerBlock<KR, NV>(x, at + j, rows, p, r, g + j, gStep, add);
+    if (ahead) {
+      outerBlock<KR, NV, true>(x, at + j, rows, p, r, g + j, gStep, add);
+    } else {
+      outerBlock<KR, NV, false>(x, at + j, rows, p, r, g + j, gStep, add);
+    }
   }
   for (; j + kWidth <= cols; j += kWidth) {
-    outerBlock<KR, 1>(x, at + j, rows, p, r, g + j, gStep, add);
+    outerBlock<KR, 1, false>(x, at + j, rows, p, r, g + j, gStep, add);
   }
   if (j == cols) return;
   int64_t rest = cols - j;
@@ -328,20 +349,23 @@ static void outerRanks(const float* const* x, int64_t at, int64_t rows, const fl
   }
 }
 
-// g [r, cols] = p [rows, r]^T x [rows, cols] (+ g), the rows of x from element `at` on
+// g [r, cols] = p [rows, r]^T x [rows, cols] (+ g), the rows of x from element `at` on. Ahead: as
+// many rows more follow, which are fetched in passing.
 static void rankOuter(const float* const* x, int64_t at, int64_t rows, const float* p, int64_t r,
-                      int64_t cols, float* g, int64_t gStep, bool add) {
+                      int64_t cols, float* g, int64_t gStep, bool add, bool ahead) {
   constexpr int KR = 4 * kRankVecs / 2;  // with 2 vectors as many sums as 4 with kRankVecs
   int64_t k = 0;
   for (; k + KR <= r; k += KR) {
-    outerRanks<KR, 2>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
+    outerRanks<KR, 2>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add, ahead && k == 0);
   }
   if (KR > 4 && k + 4 <= r) {
-    outerRanks<4, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
+    outerRanks<4, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add,
+                             ahead && k == 0);
     k += 4;
   }
   for (; k < r; k++) {
-    outerRanks<1, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add);
+    outerRanks<1, kRankVecs>(x, at, rows, p + k, r, cols, g + k * gStep, gStep, add,
+                             ahead && k == 0);
   }
 }
 
