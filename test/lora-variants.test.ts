@@ -487,7 +487,10 @@ test('names and patterns that match nothing, and settings that clash, are errors
     [{ rankPattern: { q_proj: 0 } }, /rankPattern.*rank of 1 or more.*received 0/],
     [{ rankPattern: { '(': 1 } }, /regular expression.*"\(/],
     [{ layersToTransform: [2] }, /layersToTransform.*0, 1.*received 2/],
-    [{ layersToTransform: [0], layersPattern: ['h'] }, /layersToTransform.*layersPattern h/],
+    [
+      { layersToTransform: [0], layersPattern: ['h'] },
+      /layersPattern.*"h", which matches none.*layers/,
+    ],
     [{ layersPattern: ['layers'] }, /layersToTransform with it/],
     [{ modulesToSave: ['orm'] }, /modulesToSave.*"orm".*norm/],
     [{ trainableTokens: [99] }, /trainableTokens.*0…12.*received 99/],

@@ -282,11 +282,12 @@ test('what does not fit is an error that says so', async () => {
     [['--target-pattern', 'q_proj'], 1, /"q_proj", which matches none\. Paths look like model\./],
     [['--enable-lora', 'c_atn=q,-,v'], 1, /lora enableLora\].*"c_atn", which matches none/],
     [['--enable-lora', 'q_proj=q,-,v'], 1, /a dense layer of 3 equal parts, received .*16 outputs/],
+    [['--bias', 'lora'], 2, /one of none, all, lora_only\. Did you mean lora_only\?/],
     [['--layers-pattern', 'layers'], 1, /lora layersPattern\] expected layersToTransform with it/],
     [
       ['--layers-pattern', 'h', '--layers-to-transform', '0'],
       1,
-      /numbers of blocks with such layers: none \(layersPattern h\)/,
+      /lora layersPattern\].*received "h", which matches none\. Nearest: layers/,
     ],
     [['--trainable-tokens', '4096'], 1, /expected token ids of 0…4095/],
     [['--trainable-tokens', '5,5'], 1, /trainableTokens\] expected a list of token ids, each once/],

@@ -99,7 +99,8 @@ export const notNegative = number('a number of 0 or more', (v) => v >= 0);
 export function oneOf<T extends string>(values: readonly T[]): (text: string) => T {
   return (text) => {
     if (values.includes(text as T)) return text as T;
-    const near = nearest(text, values, 1)[0];
+    const near =
+      values.find((v) => text !== '' && v.startsWith(text)) ?? nearest(text, values, 1)[0];
     throw new InvalidArgumentError(`Expected one of ${values.join(', ')}. Did you mean ${near}?`);
   };
 }

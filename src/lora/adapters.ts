@@ -219,15 +219,20 @@ export class LoraAdapters {
   }
 
   /**
-   * Puts one adapter into the place of another, which is removed: it takes its name, and is active
-   * and trainable as that was. Rank, layers and settings may differ.
+   * Puts one adapter into the place of another, which is removed: it takes its name and is
+   * trainable as that was, and active if either was. Rank, layers and settings may differ.
+   * @throws when what would be active then cannot be so together; nothing has then changed
    */
   swap(name: string, by: string): this {
     this.#known(name);
     this.#known(by);
     if (name === by) throw failure('lora swap', 'two adapters', `"${name}" twice`);
+    this.#checkPlain('swap');
     const trainable = this.isTrainable(name);
     const active = this.#active.filter((n) => n !== by || !this.#active.includes(name));
+    const after = active.map((n) => (n === name ? by : n));
+    this.#host.saved.check(after, 'lora swap');
+    this.#host.checkTokens(after, 'lora swap');
     this.setActive(null).remove(name).rename(by, name).setTrainable(name, trainable);
     return this.setActive(active.map((n) => (n === by ? name : n)));
   }

@@ -31,11 +31,28 @@ export function defaultsFor(model: Module): Partial<LoraConfig> {
   return peftTask(model) === 'SEQ_CLS' ? { modulesToSave: ['classifier', 'score'] } : {};
 }
 
+/** Throws if biases are asked for where there are none. */
+function checkBiases(host: Host, { bias }: FullLoraConfig, paths: ReadonlySet<string>): void {
+  if (bias === 'none') return;
+  const biases = (which: 'all' | 'lora_only') =>
+    host.saved.parameters({ modulesToSave: [], bias: which }, paths).size;
+  if (biases(bias) > 0) return;
+  const received = `none on ${[...paths][0]}${paths.size > 1 ? ' and the others' : ''}`;
+  if (bias === 'all') throw failure('lora bias', 'a model with biases', 'none');
+  throw failure(
+    'lora bias',
+    'layers with biases',
+    received,
+    ...(biases('all') > 0 ? ['bias "all" takes those of others'] : []),
+  );
+}
+
 /** Puts a new adapter into a model. @throws when something does not fit; nothing is then left */
 export function attach(host: Host, name: string, config: FullLoraConfig, making: Making): void {
   const targets = chooseLayers(host.model, config, making.strict);
   if (making.strict) {
     checkPatterns(config, targets);
+    checkBiases(host, config, new Set(targets.map((t) => t.path)));
     checkRanks(
       targets.map((t) => host.site(t)),
       config,
@@ -98,7 +115,9 @@ export function checkSaved(host: Host, asked: readonly string[]): void {
     const choice = { modulesToSave: [name], bias: 'none' } as const;
     if (host.saved.parameters(choice, new Set()).size > 0) continue;
     const paths = [...host.model.namedModules()].map((m) => m.path).filter((p) => p !== '');
-    const near = nearest(name, paths, 3).join(', ');
+    // As a user names them: by the last part, unless the name has several.
+    const parts = paths.map((p) => p.replace(/^.*\./, '')).filter((p) => !/^\d+$/.test(p));
+    const near = nearest(name, name.includes('.') ? paths : parts, 3).join(', ');
     const expected = 'names of modules of the model';
     throw failure('lora modulesToSave', expected, `"${name}"`, `Nearest: ${near}`);
   }
@@ -107,8 +126,20 @@ export function checkSaved(host: Host, asked: readonly string[]): void {
 /** Throws if a pattern of ranks or alphas is for none of an adapter's layers. */
 function checkPatterns(config: FullLoraConfig, targets: readonly Target[]): void {
   for (const setting of ['rankPattern', 'alphaPattern', 'enableLora'] as const) {
+    let left = targets;
     for (const pattern of Object.keys(config[setting])) {
-      if (targets.some((t) => endPattern(pattern).test(t.path))) continue;
+      const takes = (t: Target) => endPattern(pattern).test(t.path);
+      const before = left;
+      // The first pattern that matches a layer counts.
+      left = left.filter((t) => !takes(t));
+      if (left.length < before.length) continue;
+      if (targets.some(takes)) {
+        throw failure(
+          `lora ${setting}`,
+          'patterns of layers of the adapter, narrower ones first',
+          `"${pattern}", whose layers are all matched by patterns before it`,
+        );
+      }
       const near = nearest(
         pattern,
         targets.flatMap((t) => [t.name, t.path]),

@@ -151,12 +151,12 @@ function named(
   return chosen;
 }
 
+/** Paths in a list of blocks of this name. */
+const inList = (list: string) => new RegExp(`^(?:|.*?\\.)(?:${list})\\.(\\d+)\\.`);
+
 /** The number of the block that a layer lies in, as PEFT finds it; undefined outside of blocks. */
 function blockOf(path: string, lists: readonly string[]): number | undefined {
-  const forms =
-    lists.length === 0
-      ? [/^.*?\.[^.]*\.(\d+)\./]
-      : lists.map((list) => new RegExp(`^(?:|.*?\\.)(?:${list})\\.(\\d+)\\.`));
+  const forms = lists.length === 0 ? [/^.*?\.[^.]*\.(\d+)\./] : lists.map(inList);
   for (const form of forms) {
     const found = form.exec(path);
     if (found) return Number(found[1]);
@@ -164,11 +164,27 @@ function blockOf(path: string, lists: readonly string[]): number | undefined {
   return undefined;
 }
 
+/** Throws if one of these names is no list of blocks that chosen layers lie in. */
+function checkLists(lists: readonly string[], chosen: readonly Target[]): void {
+  for (const list of lists) {
+    if (chosen.some((t) => inList(list).test(t.path))) continue;
+    const known = chosen.flatMap((t) => /([^.]+)\.\d+\./.exec(t.path)?.[1] ?? []);
+    const near = nearest(list, known).join(', ');
+    throw failure(
+      'lora layersPattern',
+      'names of lists of blocks with such layers',
+      `"${list}", which matches none`,
+      ...(near === '' ? [] : [`Nearest: ${near}`]),
+    );
+  }
+}
+
 /** Those of the chosen layers that lie in the blocks asked for. */
-function inBlocks(chosen: readonly Target[], choice: Choice): readonly Target[] {
+function inBlocks(chosen: readonly Target[], choice: Choice, strict: boolean): readonly Target[] {
   const layersToTransform = [choice.layersToTransform ?? []].flat();
   const layersPattern = [choice.layersPattern ?? []].flat();
   if (layersToTransform.length === 0) return chosen;
+  if (strict) checkLists(layersPattern, chosen);
   const blocks = new Map(chosen.map((t) => [t, blockOf(t.path, layersPattern)]));
   const there = [...new Set(blocks.values())].filter((n) => n !== undefined);
   for (const n of layersToTransform) {
@@ -199,6 +215,7 @@ export function chooseLayers(model: Module, choice: Choice, strict = true): Targ
   const chosen = inBlocks(
     layers.filter((t) => names.has(t) && !left.has(t)),
     choice,
+    strict,
   );
   if (chosen.length > 0) return [...chosen];
   throw failure('lora excludeModules', 'to leave a layer', 'every layer excluded');
