@@ -85,6 +85,36 @@ test('analyze --out: a page that stands alone', async () => {
   });
 });
 
+test('analyze --out x.svg: the plots as one picture that stands alone', async () => {
+  await withFiles(async (dir) => {
+    const [a, b, out] = ['a', 'b', 'plots.svg'].map((n) => join(dir, n)) as [
+      string,
+      string,
+      string,
+    ];
+    const ended = await inside('analyze', a, b, '--model', join(dir, 'model'), '--out', out);
+    assert.is(ended.code, 0, ended.stderr);
+    const picture = readFileSync(out, 'utf8');
+    assert.match(
+      picture,
+      /^<\?xml version="1\.0" encoding="UTF-8"\?>\n<svg xmlns="http:\/\/www\.w3\.org\/2000\/svg"/,
+    );
+    for (const part of ['Singular values of ΔW', 'Similarity', 'Amplification']) {
+      assert.match(picture, new RegExp(`<text class="heading"[^>]*>${part}`));
+    }
+    assert.match(picture, /<title>i 2, j 5: φ 0\.\d{3}<\/title>/);
+    assert.match(picture, />model\.layers\.0\.self_attn\.q_proj: φ</);
+    assert.not.match(picture, /NaN|undefined|var\(|<(html|figure|div)|href=/);
+    // Well formed: every element is closed in the order of opening.
+    const open: string[] = [];
+    for (const [, end, tag, own] of picture.matchAll(/<(\/?)([a-z]+)[^>]*?(\/?)>/g)) {
+      if (end) assert.is(open.pop(), tag);
+      else if (!own) open.push(tag as string);
+    }
+    assert.equal(open, []);
+  });
+});
+
 test('analyze: what does not fit is told', async () => {
   await withFiles(async (dir) => {
     const told = async (code: number, pattern: RegExp, ...argv: string[]) => {
@@ -104,6 +134,7 @@ test('analyze: what does not fit is told', async () => {
     );
     await told(2, /missing required argument/);
     await told(2, /one of A, right, left/, a, '--space', 'up');
+    await told(2, /ends in \.html or \.svg/, a, '--out', join(dir, 'page.png'));
     const dora = randomAdapter(1, 2, 4, TINY_LAYERS);
     writeAdapter(join(dir, 'dora'), { ...dora, config: { ...dora.config, use_dora: true } });
     await told(0, /DoRA: what is shown is B A/, join(dir, 'dora'));

@@ -1,7 +1,8 @@
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError } from 'commander';
 import type { Adapter } from '../lora/algebra/index.js';
 import type { BaseWeight, Space } from '../lora/analysis/index.js';
 import type { Model } from '../models/load.js';
+import type { AnalysisPage } from './analysis-charts.js';
 import { alignOf, analysisRows } from './analysis-rows.js';
 import { backendOptions, resolveDir } from './model.js';
 import {
@@ -41,7 +42,9 @@ const DETAILS = `Of every layer the singular values of ΔW and what follows from
 
 With a second adapter the similarity of their directions, φ = ‖U₁ᵀU₂‖² / min(i, j) (Hu et al., equation 4), and what random directions would have, max(i, j) / d. With --model the amplification factor ‖ΔW‖ / ‖Uᵀ W V‖ (section 7.3): by how much the adapter strengthens directions that the weight has but does not stress.
 
---out writes a page with the table and plots that needs no other file. No model is needed but for the amplification.`;
+Adapters trained with one --seed begin with the same rows of A, whatever their ranks, and stay alike: compare ones of different seeds.
+
+--out writes a page (.html) with the table and plots, or the plots alone as a picture (.svg); neither needs another file. No model is needed but for the amplification.`;
 
 /** `lowrank analyze`. */
 export function analyzeCommand(): Command {
@@ -55,9 +58,21 @@ export function analyzeCommand(): Command {
       oneOf(SPACES),
       'A',
     )
-    .option('--out <file>', 'write a page (HTML) with table and plots');
+    .option(
+      '--out <file>',
+      'write a page (.html) with table and plots, or a picture (.svg)',
+      outFile,
+    );
   return commonOptions(backendOptions(c)).action(runAnalyze);
 }
+
+/** A path whose ending says what is written. */
+function outFile(text: string): string {
+  if (/\.(html?|svg)$/i.test(text)) return text;
+  throw new InvalidArgumentError('Expected a name that ends in .html or .svg.');
+}
+
+const isPicture = (file: string) => /\.svg$/i.test(file);
 
 /** What does not show in B A. */
 function caveats(adapter: Adapter): string[] {
@@ -88,6 +103,16 @@ async function baseWeights(
   const model = openModel(await resolveDir(flags.model, 'model'), { backend });
   const weights = targetLayers(model).map((t) => [t.path, siteOf(t.path, plainLayer(t))] as const);
   return { model, weights: new Map(weights) };
+}
+
+async function writeReport(file: string, page: AnalysisPage): Promise<void> {
+  const [{ analysisHtml }, { analysisSvg }, { writeFileAtomic }] = await Promise.all([
+    import('./analysis-report.js'),
+    import('./analysis-svg.js'),
+    import('../io/files.js'),
+  ]);
+  const text = isPicture(file) ? analysisSvg(page) : analysisHtml(page);
+  writeFileAtomic(file, [new TextEncoder().encode(text)]);
 }
 
 async function runAnalyze(
@@ -122,14 +147,11 @@ async function runAnalyze(
   }
   const notes = [...caveats(adapter), ...(other ? caveats(other) : [])];
   if (flags.out !== undefined) {
-    const { analysisHtml } = await import('./analysis-report.js');
-    const { writeFileAtomic } = await import('../io/files.js');
-    const page = analysisHtml({
+    await writeReport(flags.out, {
       ...{ name, layers, notes, space: flags.space },
       ...(otherName === undefined ? {} : { other: otherName }),
       ...(flags.model === undefined ? {} : { model: flags.model }),
     });
-    writeFileAtomic(flags.out, [new TextEncoder().encode(page)]);
   }
   if (flags.json) {
     for (const layer of layers) printJson({ type: 'layer', ...layer });
@@ -139,5 +161,7 @@ async function runAnalyze(
   const rows = analysisRows(layers);
   for (const line of tableLines(rows, alignOf(rows))) say(line);
   for (const line of notes) note(line);
-  if (flags.out !== undefined) say(`${flags.out}: the page with plots`);
+  if (flags.out !== undefined) {
+    say(`${flags.out}: ${isPicture(flags.out) ? 'the plots' : 'the page with plots'}`);
+  }
 }

@@ -54,8 +54,12 @@ export function smoothed(values: readonly number[], window: number): number[] {
   });
 }
 
-/** A chart as inline SVG that takes its colours from the page's style. */
-export function chartSvg({ title, xLabel, yLabel, series, yText }: Chart): string {
+/** What an SVG element of a chart holds, without its title, and its size. */
+export function chartBody({ xLabel, yLabel, series, yText }: Omit<Chart, 'title'>): {
+  readonly width: number;
+  readonly height: number;
+  readonly body: string;
+} {
   const points = series.flatMap((s) => s.points).filter(([x, y]) => Number.isFinite(x + y));
   const range = (axis: 0 | 1): [number, number] => {
     const values = points.map((p) => p[axis]);
@@ -84,10 +88,16 @@ export function chartSvg({ title, xLabel, yLabel, series, yText }: Chart): strin
     `<text class="label" x="${left - 42}" y="14">${escapeHtml(yLabel)}</text>`,
   ];
   const lines = series.map((s) => seriesSvg(s, x, y));
+  return { width: WIDTH, height: HEIGHT, body: grid.join('') + lines.join('') };
+}
+
+/** A chart as inline SVG that takes its colours from the page's style. */
+export function chartSvg(chart: Chart): string {
+  const title = escapeHtml(chart.title);
+  const { width, height, body } = chartBody(chart);
   return (
-    `<figure><figcaption>${escapeHtml(title)}</figcaption>` +
-    `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(title)}">` +
-    `${grid.join('')}${lines.join('')}</svg></figure>`
+    `<figure><figcaption>${title}</figcaption>` +
+    `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">${body}</svg></figure>`
   );
 }
 
