@@ -17,6 +17,7 @@ const DEFAULT_PATTERNS = [
   'test/products',
   'test/head-loss',
   'test/lora-kernels',
+  'test/lora-mixed',
   'test/tensor',
   'test/autograd',
   'test/optim',
