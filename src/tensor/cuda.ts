@@ -27,5 +27,13 @@ export function loadCuda(device = 0, library: string = LIBRARY): CudaBackend {
       'Where nvcc is (CUDA 12.4 or later), run: npx lowrank build --cuda on. Or use --backend cpu';
     throw failure('backend cuda', `the CUDA library ${library}`, 'none', wayOut);
   }
-  return new CudaBackend(addon.open(library, device), device === 0 ? 'cuda' : `cuda:${device}`);
+  const name = device === 0 ? 'cuda' : `cuda:${device}`;
+  try {
+    return new CudaBackend(addon.open(library, device), name);
+  } catch (error) {
+    const { message } = error as Error;
+    if (!message.startsWith('[open]')) throw error;
+    const wayOut = 'Build it again: npx lowrank build --cuda on. Or use --backend cpu';
+    throw failure('backend cuda', `a CUDA library that loads from ${library}`, message, wayOut);
+  }
 }
