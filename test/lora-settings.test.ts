@@ -73,6 +73,12 @@ test('modules that nearly match are named by what a user would write', () => {
   ]);
 });
 
+test('a head that is tied to the table is told of with the way out', () => {
+  using model = tinyModel({ ...TINY, tied: true }, reference);
+  using adapters = new LoraAdapters(model);
+  refused(adapters, [[{ targetModules: ['lm_head'] }, /"lm_head".*loaded with untied: true/]]);
+});
+
 onEachBackend(test, 'a swap that cannot be leaves everything as it was', (backend) => {
   using model = tinyModel(TINY, backend);
   using adapters = new LoraAdapters(model);

@@ -82,7 +82,9 @@ function matchesNothing(setting: string, text: string, known: Iterable<string>):
     `lora ${setting}`,
     'names of layers of the model',
     `"${text}", which matches none`,
-    `Nearest: ${nearest(text, known).join(', ')}`,
+    text === 'lm_head'
+      ? 'A head that is tied to the table is a layer once the model is loaded with untied: true'
+      : `Nearest: ${nearest(text, known).join(', ')}`,
   );
 }
 
