@@ -18,8 +18,8 @@ import { relativeDifference } from './support/tiny.js';
 
 const STEPS = 600;
 
-function random(backend: Backend, shape: number[], stream: number, size = 1): Tensor {
-  const values = normal({ seed: 11, stream }, numel(shape));
+function random(backend: Backend, shape: number[], stream: number, size = 1, seed = 11): Tensor {
+  const values = normal({ seed, stream }, numel(shape));
   return tensor(
     values.map((z) => size * z),
     shape,
@@ -34,11 +34,11 @@ function identity(backend: Backend, n: number): Tensor {
 }
 
 /** A change of a layer's weight as x meets it, [in, out], of rank k. */
-function changeOf(backend: Backend, inF: number, outF: number, rank: number): Tensor {
+function changeOf(backend: Backend, inF: number, outF: number, rank: number, seed = 11): Tensor {
   // Singular values apart from each other, so that the nearest matrix of a lower rank is one.
   const strengths = Float32Array.from({ length: rank }, (_, i) => 1.5 - 0.15 * i);
   return scope(() => {
-    const { u, vt } = svd(random(backend, [inF, outF], 1));
+    const { u, vt } = svd(random(backend, [inF, outF], 1, 1, seed));
     const left = mul(slice(u, 1, 0, rank), tensor(strengths, [1, rank], { backend }));
     return matmul(left, slice(vt, 0, 0, rank));
   });
@@ -103,6 +103,32 @@ onEachBackend(
         target.dispose();
       }
     }
+  },
+);
+
+onEachBackend(
+  test,
+  'a random change of rank k of a random layer is learnt to 1e-6 if and only if r ≥ k',
+  (backend) => {
+    const cases = fc.record({
+      inF: fc.integer({ min: 2, max: 7 }),
+      outF: fc.integer({ min: 2, max: 7 }),
+      k: fc.nat({ max: 6 }),
+      r: fc.nat({ max: 6 }),
+      transposed: fc.boolean(),
+      seed: fc.nat(),
+    });
+    fc.assert(
+      fc.property(cases, ({ inF, outF, transposed, seed, ...c }) => {
+        const most = Math.min(inF, outF);
+        const [k, r] = [1 + (c.k % most), 1 + (c.r % most)];
+        const target = changeOf(backend, inF, outF, k, seed);
+        const loss = trained(backend, transposed, target, r);
+        target.dispose();
+        assert.is(loss < 1e-6, r >= k, `rank ${r} towards rank ${k} of ${outF} × ${inF}: ${loss}`);
+      }),
+      { numRuns: 15 },
+    );
   },
 );
 
