@@ -14,7 +14,13 @@ import { numel } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
 import { onEachBackend } from './backends.js';
 import { layerCase, layerCases, mergedForward } from './support/layer-cases.js';
-import { type Dtype, loraConfigs, randomModel, shake } from './support/random-configs.js';
+import {
+  type Dtype,
+  loraConfigs,
+  modelCases,
+  randomModel,
+  shake,
+} from './support/random-configs.js';
 import {
   logitBytes,
   logitsOf,
@@ -120,18 +126,6 @@ onEachBackend(
 );
 
 const BATCH = tinyBatch(3, [5, 3], TINY.vocab);
-
-/** A random model of either architecture and so many random settings of adapters for it. */
-function modelCases(adapters: number) {
-  const of = (name: 'llama' | 'gpt2') =>
-    fc.record({
-      name: fc.constant(name),
-      dtype: dtypes,
-      seed: seeds,
-      configs: fc.array(loraConfigs(name), { minLength: adapters, maxLength: adapters }),
-    });
-  return fc.oneof(of('llama'), of('gpt2'));
-}
 
 onEachBackend(
   test,

@@ -138,6 +138,18 @@ export function loraConfigs(name: ArchitectureName): fc.Arbitrary<LoraConfig> {
   });
 }
 
+/** A random model of either architecture and so many random settings of adapters for it. */
+export function modelCases(adapters: number) {
+  const of = (name: 'llama' | 'gpt2') =>
+    fc.record({
+      name: fc.constant(name),
+      dtype: fc.constantFrom('f32' as const, 'bf16' as const, 'f16' as const),
+      seed: fc.integer({ min: 0, max: 2 ** 31 }),
+      configs: fc.array(loraConfigs(name), { minLength: adapters, maxLength: adapters }),
+    });
+  return fc.oneof(of('llama'), of('gpt2'));
+}
+
 /** Moves all tensors of an adapter away from where they are, as training would. */
 export function shake(adapters: LoraAdapters, name: string, seed: number): void {
   for (const [key, t] of adapters.tensors(name)) {
