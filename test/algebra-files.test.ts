@@ -80,13 +80,14 @@ test('ranks and scalings by layer, rsLoRA, convolutions, embeddings and whole mo
     ];
     assert.equal(names(again), names(dir));
     // Patterns of its own: both layers keep their ranks and get scaling 1.
-    const doubled = resize(scaleAdapter(adapter, 2), { energy: 1 }).adapter;
+    const twice = { ...scaleAdapter({ ...adapter, extras: new Map() }, 2), extras: adapter.extras };
+    const doubled = resize(twice, { energy: 1 }).adapter;
     writeAdapter(again, doubled);
     assert.equal(read(again, 'adapter_config.json').use_rslora, false);
     const back = readAdapter(again);
     for (const [path, m] of back.modules) {
       assert.is(m.scaling, 1);
-      assert.ok(relative(deltaOf(back, path), deltaOf(scaleAdapter(adapter, 2), path)) < 1e-6);
+      assert.ok(relative(deltaOf(back, path), deltaOf(twice, path)) < 1e-6);
     }
   });
 });
@@ -146,6 +147,28 @@ test('mlx-lm: different ranks and scalings become one; DoRA’s m is the magnitu
     assert.is(back.config.use_dora, true);
     assert.ok(apart(back, mixed) < 1e-6);
     assert.equal(back.extras, mixed.extras);
+  });
+});
+
+test('mlx-lm: modules saved whole go along; what mlx-lm would pass over is refused', () => {
+  withFolder((dir) => {
+    const a = randomAdapter(1, 2, 4);
+    const t = { dtype: 'F32', shape: [3], bytes: new Uint8Array(12).fill(7) };
+    const whole = { ...a, extras: new Map([['model.norm.weight', t]]) };
+    writeMlx(dir, whole);
+    const back = readMlx(dir);
+    assert.equal(back.extras, whole.extras);
+    assert.equal(back.config.modules_to_save, ['model.norm']);
+    writeMlx(dir, a);
+    assert.is(readMlx(dir).config.modules_to_save, null);
+    for (const name of [
+      'model.embed_tokens.token_adapter.trainable_tokens_delta',
+      'model.layers.0.self_attn.q_proj.base_layer.bias',
+      'model.layers.0.self_attn.q_proj.lora_B.bias',
+    ]) {
+      const odd = { ...a, extras: new Map([[name, t]]) };
+      assert.throws(() => writeMlx(dir, odd), new RegExp(`convert to mlx.*${name}`));
+    }
   });
 });
 

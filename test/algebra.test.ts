@@ -330,6 +330,13 @@ test('misuse is told with a way out', () => {
   const whole = { ...a, extras: new Map([['score.weight', extra]]) };
   told(/at most one adapter with modules saved whole/, () => combine(both(whole, whole)));
   assert.equal([...combine(both(a, whole)).adapter.extras.keys()], ['score.weight']);
+  // As a merge has it: a module in place of the base's has no weight and no opposite.
+  const once = /weight 1 for the adapter that holds score\.weight whole, received (-1|0\.5|2)/;
+  told(once, () => combine(both(a, whole, [1, 0.5])));
+  told(once, () => subtract(a, whole));
+  told(once, () => negate(whole));
+  told(once, () => scaleAdapter(whole, 2));
+  assert.equal([...subtract(whole, a).extras.keys()], ['score.weight']);
 });
 
 test.run();

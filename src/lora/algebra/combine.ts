@@ -118,7 +118,22 @@ function combinedExtras(parts: readonly Weighted[]): ReadonlyMap<string, ExtraTe
       'Whole weights are no updates and do not add up',
     );
   }
-  return holders[0]?.adapter.extras ?? new Map();
+  const [holder] = holders;
+  if (!holder) return new Map();
+  checkWhole(holder.adapter, holder.weight, 'combine');
+  return holder.adapter.extras;
+}
+
+/** Throws where an adapter that holds weights whole is to count other than once, as in a merge. */
+function checkWhole({ extras }: Adapter, weight: number, doing: string): void {
+  const [name] = extras.keys();
+  if (name === undefined || weight === 1) return;
+  throw failure(
+    doing,
+    `weight 1 for the adapter that holds ${name} whole`,
+    String(weight),
+    'A module in place of the base’s is taken or left; only LoRA updates have a weight',
+  );
 }
 
 /** Σ wᵢ ΔWᵢ with the ranks added up, weights and scalings multiplied into A. */
@@ -183,7 +198,7 @@ function checkOptions(parts: readonly Weighted[], options: CombineOptions): void
   }
   const sparse = !exact && method !== 'svd';
   if (sparse && !(density !== undefined && density > 0 && density <= 1)) {
-    throw failure('combine density', `0 < density ≤ 1 for ${method}`, String(density));
+    throw failure('combine density', `0 < density ≤ 1 for ${method}`, String(density ?? 'none'));
   }
   if (!sparse && density !== undefined) {
     throw failure('combine density', `none for ${method}`, String(density));
@@ -204,7 +219,8 @@ function checkOptions(parts: readonly Weighted[], options: CombineOptions): void
  * nothing. An adapter without a layer counts as zero there. Scalings are folded in: the result's
  * `lora_alpha` is its `r`.
  * @throws for adapters of other bases or whose updates are no sums of B A (DoRA, PiSSA as trained),
- *   and for a setting that the method does not have
+ *   for a weight other than 1 of one that holds weights whole, and for a setting that the method does
+ *   not have
  */
 export function combine(parts: readonly Weighted[], options: CombineOptions = {}): Combined {
   checkOptions(parts, options);
@@ -252,14 +268,18 @@ function withHolder(adapters: Adapter[], extras: ReadonlyMap<string, ExtraTensor
   return holder ? [holder, ...adapters.filter((a) => a !== holder)] : adapters;
 }
 
-/** −ΔW: the update that takes another one back. */
+/** −ΔW: the update that takes another one back. @throws for one that holds weights whole */
 export function negate(adapter: Adapter): Adapter {
   return scaleAdapter(adapter, -1);
 }
 
-/** factor · ΔW, in the same rank; A and the settings but alpha stay as they are. */
+/**
+ * factor · ΔW, in the same rank; A and the settings but alpha stay as they are.
+ * @throws for an adapter that holds weights whole, unless the factor is 1
+ */
 export function scaleAdapter(adapter: Adapter, factor: number): Adapter {
   checkAlgebra(adapter, 'scale adapter');
+  checkWhole(adapter, factor, 'scale adapter');
   const modules = new Map<string, AdapterModule>();
   for (const [path, m] of adapter.modules) {
     modules.set(path, { ...m, b: m.b.map((x) => factor * x) });

@@ -21,7 +21,8 @@ function transposed(values: Float32Array, rows: number, cols: number): Float32Ar
 /**
  * Reads an adapter of mlx-lm: `lora_a` [in, r] and `lora_b` [r, out], the scale in
  * `lora_parameters`; DoRA's `m` is PEFT's magnitude vector.
- * @throws for weights trained whole, and for layers of experts (three dimensions)
+ * Weights beside them are modules saved whole.
+ * @throws for models trained without LoRA, and for layers of experts (three dimensions)
  */
 export function readMlx(dir: string): Adapter {
   const path = join(dir, CONFIG);
@@ -48,8 +49,16 @@ export function readMlx(dir: string): Adapter {
     base_model_name_or_path: typeof json.model === 'string' ? json.model : null,
     lora_dropout: typeof lora?.dropout === 'number' ? lora.dropout : 0,
     use_dora: type === 'dora',
+    modules_to_save: wholeModules(extras.keys()),
   });
   return { config, modules, extras };
+}
+
+/** The modules whose weights are saved whole; null for none, as PEFT writes it. */
+function wholeModules(names: Iterable<string>): string[] | null {
+  const whole = [...names].filter((name) => !name.endsWith(MAGNITUDE));
+  const modules = new Set(whole.map((name) => name.replace(/\.[^.]*$/, '')));
+  return modules.size > 0 ? [...modules] : null;
 }
 
 function mlxModule(file: SafetensorsFile, layer: string, scaling: number): AdapterModule {
@@ -87,8 +96,10 @@ export function writeMlx(dir: string, adapter: Adapter): void {
   }
   for (const [name, t] of extras) {
     const magnitude = /^(.+)\.lora_magnitude_vector(\.weight)?$/.exec(name);
-    if (!magnitude && /\.lora_/.test(name)) {
-      throw failure('convert to mlx', 'A, B and DoRA magnitudes', name);
+    // mlx-lm loads weights by their names in the model, and passes over others without a word.
+    if (!magnitude && /\.(lora_|token_adapter|base_layer)/.test(name)) {
+      const expected = 'A, B, DoRA magnitudes and modules saved whole';
+      throw failure('convert to mlx', expected, name, 'Merge the adapter into the base instead');
     }
     entries.push(extraEntry(magnitude ? `${magnitude[1]}.m` : name, t));
   }
