@@ -150,6 +150,42 @@ test('mlx-lm: different ranks and scalings become one; DoRA’s m is the magnitu
   });
 });
 
+test('the hash of the base is kept, and different ones are told of', () => {
+  withFolder((dir) => {
+    const [first, second, none] = [1, 2, 3].map((seed) => randomAdapter(seed, 2, 4)) as [
+      Adapter,
+      Adapter,
+      Adapter,
+    ];
+    const [a, b] = [
+      { ...first, base: 'sha256:01' },
+      { ...second, base: 'sha256:02' },
+    ];
+    writeAdapter(dir, a);
+    assert.is(readAdapter(dir).base, 'sha256:01');
+    writeAdapter(dir, none);
+    assert.is(readAdapter(dir).base, undefined);
+    assert.is(resize(a, { rank: 1 }).adapter.base, 'sha256:01');
+    assert.is(scaleAdapter(a, 3).base, 'sha256:01');
+    const lines: string[] = [];
+    const { error } = console;
+    console.error = (line: string) => void lines.push(line);
+    try {
+      const sum = (...adapters: Adapter[]) =>
+        combine(adapters.map((adapter) => ({ adapter, weight: 1 }))).adapter.base;
+      assert.is(sum(a, none), 'sha256:01');
+      // The hash of one that holds weights whole leaves them out: it is another one.
+      const t = { dtype: 'F32', shape: [1], bytes: new Uint8Array(4) };
+      assert.is(sum(a, { ...b, extras: new Map([['score.weight', t]]) }), 'sha256:02');
+      assert.equal(lines, []);
+      assert.is(sum(a, b), undefined);
+      assert.match(lines.join('\n'), /WARNING: .*different bases[\s\S]*sha256:01 and sha256:02/);
+    } finally {
+      console.error = error;
+    }
+  });
+});
+
 test('mlx-lm: modules saved whole go along; what mlx-lm would pass over is refused', () => {
   withFolder((dir) => {
     const a = randomAdapter(1, 2, 4);

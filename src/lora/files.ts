@@ -21,7 +21,7 @@ import {
 import { baseFingerprint } from './fingerprint.js';
 import { takesFromWeight } from './init.js';
 import { peftTask } from './making.js';
-import { PARTS, PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
+import { BASE_HASH, PARTS, PEFT_PREFIX, peftConfig, readPeftConfig } from './peft.js';
 import { savedRoot } from './saved.js';
 import {
   chooseLayers,
@@ -35,9 +35,6 @@ import { untiedHead } from './ties.js';
 
 const CONFIG = 'adapter_config.json';
 const WEIGHTS = 'adapter_model.safetensors';
-
-/** Our key of the base's hash, in the metadata of the weights: PEFT warns of keys in the config. */
-const BASE_HASH = 'lowrank_base';
 
 /** The settings that {@link writtenConfig} spells otherwise for parts of fused layers. */
 const PART_SETTINGS = ['enableLora', 'rankPattern', 'alphaPattern'] as const;

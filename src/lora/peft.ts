@@ -10,6 +10,9 @@ import {
 /** The prefix of every tensor's name in an adapter file. */
 export const PEFT_PREFIX = 'base_model.model.';
 
+/** Our key of the base's hash, in the metadata of the weights: PEFT warns of keys in the config. */
+export const BASE_HASH = 'lowrank_base';
+
 /** Our key, in the metadata, of the settings of parts of fused layers, which PEFT spells by patterns. */
 export const PARTS = 'lowrank_parts';
 

@@ -34,6 +34,8 @@ export interface Adapter {
   readonly modules: ReadonlyMap<string, AdapterModule>;
   /** By PEFT's name without its prefix. */
   readonly extras: ReadonlyMap<string, ExtraTensor>;
+  /** The hash of the base that it was trained on, where the file tells. */
+  readonly base?: string;
   /** Parts that are on of the layers whose B is zero elsewhere, where the file notes them, by path. */
   readonly parts?: ReadonlyMap<string, readonly boolean[]>;
 }

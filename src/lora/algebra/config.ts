@@ -106,6 +106,28 @@ function choiceOf(from: readonly Adapter[], paths: readonly string[]): Record<st
 }
 
 /**
+ * The hash of the base that adapters share, if their files tell; of different ones none, with a
+ * warning on stderr. An adapter's hash leaves out what it holds whole: such a one is not compared.
+ * @param extras what the result holds whole, of one of them
+ */
+function commonBase(
+  from: readonly Adapter[],
+  extras: ReadonlyMap<string, ExtraTensor>,
+): string | undefined {
+  const plain = from.filter((a) => a.extras.size === 0);
+  const hashes = [...new Set(plain.flatMap((a) => a.base ?? []))];
+  if (hashes.length > 1) {
+    console.error(
+      'lowrank: WARNING: these adapters were trained on different bases of the same shapes.\n' +
+        `  They record ${hashes.join(' and ')}.\n` +
+        '  The sum of their updates means little on any of them.',
+    );
+    return undefined;
+  }
+  return extras.size > 0 ? from.find((a) => a.extras === extras)?.base : hashes[0];
+}
+
+/**
  * An adapter of new modules, its configuration made to fit: `r` and `lora_alpha` are what most
  * layers have, patterns name the others.
  * @param from the adapters that it came from; the first gives every other setting
@@ -130,5 +152,6 @@ export function madeFrom(
     use_rslora: false,
     init_lora_weights: true,
   };
-  return { config, modules, extras };
+  const base = commonBase(from, extras);
+  return { config, modules, extras, ...(base === undefined ? {} : { base }) };
 }

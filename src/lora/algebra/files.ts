@@ -6,7 +6,7 @@ import { failure, nearest, shapeText } from '../../tensor/errors.js';
 import { getBackend } from '../../tensor/registry.js';
 import { numel } from '../../tensor/shape.js';
 import { endPattern } from '../config.js';
-import { PARTS, PEFT_PREFIX } from '../peft.js';
+import { BASE_HASH, PARTS, PEFT_PREFIX } from '../peft.js';
 import type { Adapter, AdapterModule, ExtraTensor } from './adapter.js';
 import { settingsOf } from './config.js';
 
@@ -127,7 +127,12 @@ export function readAdapter(dir: string): Adapter {
   const modules = new Map<string, AdapterModule>();
   for (const [layer, pair] of pairs) modules.set(layer, readModule(file, layer, pair, config));
   const parts = notedParts(file, modules.keys());
-  return { config, modules, extras, ...(parts.size > 0 ? { parts } : {}) };
+  const base = file.metadata.get(BASE_HASH);
+  return {
+    ...{ config, modules, extras },
+    ...(base === undefined ? {} : { base }),
+    ...(parts.size > 0 ? { parts } : {}),
+  };
 }
 
 /** The parts of fused layers that an adapter was trained on, where it says so. */
@@ -173,9 +178,11 @@ export function writeAdapter(dir: string, adapter: Adapter): void {
   const config = Object.entries({ ...adapter.config, inference_mode: true }).sort(([a], [b]) =>
     a < b ? -1 : 1,
   );
+  const { base } = adapter;
+  const metadata = { format: 'pt', ...(base === undefined ? {} : { [BASE_HASH]: base }) };
   mkdirSync(dir, { recursive: true });
   writeFilesAtomic(dir, [
-    [WEIGHTS, safetensorsParts(entries, { format: 'pt' })],
+    [WEIGHTS, safetensorsParts(entries, metadata)],
     [CONFIG, [jsonBytes(Object.fromEntries(config))]],
   ]);
 }
