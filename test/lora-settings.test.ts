@@ -33,6 +33,9 @@ test('a setting that does nothing is an error that says so', () => {
       { rankPattern: { q_proj: 2, 'self_attn.q_proj': 4 } },
       /rankPattern\].*"self_attn\.q_proj", whose layers .* before it/,
     ],
+    // Nothing would ever be learnt.
+    [{ alpha: 0 }, /lora alpha\] expected a number other than 0, received 0/],
+    [{ alphaPattern: { q_proj: 0 } }, /lora alphaPattern\].*other than 0 for "q_proj"/],
     [{ bias: 'all' }, /lora bias\] expected a model with biases, received none/],
     [{ bias: 'lora_only' }, /lora bias\] expected layers with biases, received none/],
   ]);

@@ -31,6 +31,16 @@ export function defaultsFor(model: Module): Partial<LoraConfig> {
   return peftTask(model) === 'SEQ_CLS' ? { modulesToSave: ['classifier', 'score'] } : {};
 }
 
+/** Throws if an alpha of 0 would keep layers from learning; a file may have one. */
+function checkAlphas({ alpha, alphaPattern }: FullLoraConfig): void {
+  if (alpha === 0) throw failure('lora alpha', 'a number other than 0', '0');
+  for (const [pattern, value] of Object.entries(alphaPattern)) {
+    if (value !== 0) continue;
+    const expected = `a number other than 0 for "${pattern}"`;
+    throw failure('lora alphaPattern', expected, '0', 'excludeModules leaves layers out');
+  }
+}
+
 /** Throws if biases are asked for where there are none. */
 function checkBiases(host: Host, { bias }: FullLoraConfig, paths: ReadonlySet<string>): void {
   if (bias === 'none') return;
@@ -52,6 +62,7 @@ export function attach(host: Host, name: string, config: FullLoraConfig, making:
   const targets = chooseLayers(host.model, config, making.strict);
   if (making.strict) {
     checkPatterns(config, targets);
+    checkAlphas(config);
     checkBiases(host, config, new Set(targets.map((t) => t.path)));
     checkRanks(
       targets.map((t) => host.site(t)),
