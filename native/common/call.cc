@@ -43,6 +43,23 @@ const View& Call::out(size_t i, DType dtype) const {
   return writable(i);
 }
 
+const View& Call::floating(size_t i) const {
+  EXPECT((*this), isFloat(tensors[i].dtype), "tensor " + std::to_string(i) + " of f32, f16 or bf16",
+         tensors[i].describe());
+  return tensors[i];
+}
+
+void Call::alike(size_t inputs, size_t outputs) const {
+  for (size_t i = 0; i < inputs; i++) floating(i);
+  for (size_t i = 1; i < inputs + outputs; i++) sameShape(0, i);
+  for (size_t i = inputs; i < inputs + outputs; i++) out(i);
+}
+
+void Call::sameDType(size_t i, size_t j) const {
+  EXPECT((*this), tensors[i].dtype == tensors[j].dtype,
+         std::string("one dtype, ") + dtypeName(tensors[i].dtype), tensors[j].describe());
+}
+
 void Call::sameShape(size_t i, size_t j) const {
   EXPECT((*this), tensors[i].sameShape(tensors[j]),
          "tensor " + std::to_string(j) + " shaped as " + tensors[i].describe(),

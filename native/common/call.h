@@ -30,7 +30,12 @@ struct Call {
   const View& out(size_t i, DType dtype = DType::f32) const;
   const View& writable(size_t i) const;
   const View& typed(size_t i, DType dtype) const;
+  // A tensor of f32, f16 or bf16.
+  const View& floating(size_t i) const;
   void sameShape(size_t i, size_t j) const;
+  // These many floating inputs, then outputs of f32, all of one shape.
+  void alike(size_t inputs, size_t outputs) const;
+  void sameDType(size_t i, size_t j) const;
   void shaped(size_t i, std::initializer_list<int64_t> dims) const;
   // The attribute as an integer in [lo, hi].
   int64_t integer(size_t i, int64_t lo, int64_t hi) const;

@@ -1,65 +1,17 @@
 // Elementwise ops, activations and their gradients; binary ones broadcast as NumPy does.
+#include "../common/calls/elementwise.h"
+
 #include "kernels.h"
 
 namespace lowrank {
 
 namespace {
 
-struct Plan {
-  int rank = 0;
-  int64_t dims[kMaxRank], a[kMaxRank], b[kMaxRank];  // sizes and the strides of a and b
-};
-
-// Strides of an input laid over the output's shape: 0 where it repeats.
-void broadcastStrides(const Args& args, size_t i, const View& y, int64_t* strides) {
-  const View& x = args[i];
-  int64_t step = 1;
-  EXPECT(args, x.rank <= y.rank, "tensor " + std::to_string(i) + " to broadcast to " + y.describe(),
-         x.describe());
-  for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
-    int64_t size = s >= 0 ? x.dims[s] : 1;
-    EXPECT(args, size == y.dims[d] || size == 1,
-           "tensor " + std::to_string(i) + " to broadcast to " + y.describe(), x.describe());
-    strides[d] = size == 1 ? 0 : step;
-    step *= size;
-  }
-}
-
-// Drops axes of one and joins neighbours that step evenly in both inputs.
-Plan planBroadcast(const Args& args) {
-  const View& y = args[2];
-  int64_t a[kMaxRank], b[kMaxRank];
-  broadcastStrides(args, 0, y, a);
-  broadcastStrides(args, 1, y, b);
-  Plan p;
-  for (int d = 0; d < y.rank; d++) {
-    if (y.dims[d] == 1) continue;
-    int last = p.rank - 1;
-    if (last >= 0 && p.a[last] == a[d] * y.dims[d] && p.b[last] == b[d] * y.dims[d]) {
-      p.dims[last] *= y.dims[d];
-      p.a[last] = a[d];
-      p.b[last] = b[d];
-    } else {
-      p.dims[p.rank] = y.dims[d];
-      p.a[p.rank] = a[d];
-      p.b[p.rank] = b[d];
-      p.rank++;
-    }
-  }
-  if (p.rank == 0) {
-    p.rank = 1;
-    p.dims[0] = 1;
-    p.a[0] = p.b[0] = 0;
-  }
-  return p;
-}
-
 template <int Op>
 void binary(const Args& args) {
-  args.counts(3, 0);
+  AxisPairs p = broadcastPairs(args);
   Floats a = floats(args, 0), b = floats(args, 1);
-  const View& y = args.out(2);
-  Plan p = planBroadcast(args);
+  const View& y = args[2];
   if (y.count == 0) return;
   auto f = args.context.isa->binary[Op];
   float* out = y.as<float>();
@@ -94,27 +46,26 @@ void flat(const Args& args, int64_t n, F f) {
 template <int Op>
 void unary(const Args& args) {
   args.counts(2, 0);
+  args.alike(1, 1);
   Floats x = floats(args, 0);
-  args.sameShape(0, 1);
-  float* y = args.out(1).as<float>();
+  float* y = args[1].as<float>();
   auto f = args.context.isa->unary[Op];
   flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, y + i, n); });
 }
 
 void gelu(const Args& args) {
   args.counts(2, 1);
+  args.alike(1, 1);
   Floats x = floats(args, 0);
-  args.sameShape(0, 1);
-  float* y = args.out(1).as<float>();
+  float* y = args[1].as<float>();
   auto f = args.context.isa->unary[args.integer(0, 0, 1) ? kGeluTanh : kGeluErf];
   flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, y + i, n); });
 }
 
 void gradient(const Args& args, UnaryGrad op) {
+  args.alike(2, 1);
   Floats x = floats(args, 0), dy = floats(args, 1);
-  args.sameShape(0, 1);
-  args.sameShape(0, 2);
-  float* dx = args.out(2).as<float>();
+  float* dx = args[2].as<float>();
   auto f = args.context.isa->unaryGrad[op];
   flat(args, args[2].count, [&](int64_t i, int64_t n) { f(x + i, dy + i, dx + i, n); });
 }
@@ -131,9 +82,9 @@ void geluGrad(const Args& args) {
 
 void affine(const Args& args) {
   args.counts(2, 2);
+  args.alike(1, 1);
   Floats x = floats(args, 0);
-  args.sameShape(0, 1);
-  float* y = args.out(1).as<float>();
+  float* y = args[1].as<float>();
   float scale = static_cast<float>(args.attrs[0]), shift = static_cast<float>(args.attrs[1]);
   auto f = args.context.isa->affine;
   flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, scale, shift, y + i, n); });
@@ -141,20 +92,19 @@ void affine(const Args& args) {
 
 void swiglu(const Args& args) {
   args.counts(3, 0);
+  args.alike(2, 1);
   Floats gate = floats(args, 0), up = floats(args, 1);
-  args.sameShape(0, 1);
-  args.sameShape(0, 2);
-  float* y = args.out(2).as<float>();
+  float* y = args[2].as<float>();
   auto f = args.context.isa->swiglu;
   flat(args, args[2].count, [&](int64_t i, int64_t n) { f(gate + i, up + i, y + i, n); });
 }
 
 void swigluGrad(const Args& args) {
   args.counts(5, 0);
+  args.alike(3, 2);
   Floats gate = floats(args, 0), up = floats(args, 1), dy = floats(args, 2);
-  for (size_t i = 1; i < 5; i++) args.sameShape(0, i);
-  float* dgate = args.out(3).as<float>();
-  float* dup = args.out(4).as<float>();
+  float* dgate = args[3].as<float>();
+  float* dup = args[4].as<float>();
   auto f = args.context.isa->swigluGrad;
   flat(args, args[3].count,
        [&](int64_t i, int64_t n) { f(gate + i, up + i, dy + i, dgate + i, dup + i, n); });
@@ -163,12 +113,11 @@ void swigluGrad(const Args& args) {
 // y += x in place.
 void accumulate(const Args& args) {
   args.counts(2, 0);
-  args.sameShape(0, 1);
+  args.alike(1, 1);
   Floats x = floats(args, 0);
-  float* y = args.out(1).as<float>();
-  auto axpy = args.context.isa->axpy;
-  args.context.ranges(args[0].count, Context::kGrain,
-                      [&](int64_t b, int64_t e, int) { axpy(1.0f, x + b, y + b, e - b); });
+  float* y = args[1].as<float>();
+  auto add = args.context.isa->binary[kAdd];
+  flat(args, args[1].count, [&](int64_t i, int64_t n) { add(y + i, 1, x + i, 1, y + i, n); });
 }
 
 }  // namespace

@@ -3,9 +3,7 @@
 namespace lowrank {
 
 Floats floats(const Args& args, size_t i) {
-  const View& v = args[i];
-  EXPECT(args, isFloat(v.dtype), "tensor " + std::to_string(i) + " of f32, f16 or bf16",
-         v.describe());
+  const View& v = args.floating(i);
   if (v.dtype == DType::f32) return Floats(v.as<float>());
   Workspace held(args.context.memory, static_cast<uint64_t>(v.count) * sizeof(float));
   float* to = held.as<float>();

@@ -50,13 +50,6 @@ inline GemmTask gemmTask(int64_t m, int64_t n, int64_t k, const Factor& a, const
   return t;
 }
 
-// Copies a block of `dims` between strided tensors; strides in elements, a source stride may be 0.
-void copyStrided(Context& context, char* to, const int64_t* toStrides, const char* from,
-                 const int64_t* fromStrides, const int64_t* dims, int rank, size_t elementSize);
-
-// Row-major strides of a shape.
-void rowMajor(const View& v, int64_t* strides);
-
 void registerElementwise(Registry& registry);
 void registerReduce(Registry& registry);
 void registerMatmul(Registry& registry);

@@ -1,4 +1,5 @@
 // Elementwise ops, activations and their gradients; binary ones broadcast as NumPy does.
+#include "../common/calls/elementwise.h"
 #include "map.cuh"
 
 namespace lowrank {
@@ -148,9 +149,9 @@ struct SwigluGrad {
 template <int K, int O, class F>
 void mapAll(const CudaArgs& args, F f) {
   Operands<K, O> all;
+  args.alike(K, O);
   for (size_t k = 0; k < K; k++) all.x[k] = anyFloats(args, k);
-  for (size_t i = 1; i < K + O; i++) args.sameShape(0, i);
-  for (size_t o = 0; o < O; o++) all.y[o] = args.out(K + o).as<float>();
+  for (size_t o = 0; o < O; o++) all.y[o] = args[K + o].as<float>();
   launchMap(args, all, args[0].count, f);
 }
 
@@ -158,46 +159,6 @@ template <int K, int O, class F>
 void mapped(const CudaArgs& args) {
   args.counts(K + O, 0);
   mapAll<K, O>(args, F());
-}
-
-// Strides of an input laid over the output's shape: 0 where it repeats.
-void broadcastStrides(const CudaArgs& args, size_t i, const View& y, int64_t* strides) {
-  const View& x = args[i];
-  int64_t step = 1;
-  EXPECT(args, x.rank <= y.rank, "tensor " + std::to_string(i) + " to broadcast to " + y.describe(),
-         x.describe());
-  for (int d = y.rank - 1, s = x.rank - 1; d >= 0; d--, s--) {
-    int64_t size = s >= 0 ? x.dims[s] : 1;
-    EXPECT(args, size == y.dims[d] || size == 1,
-           "tensor " + std::to_string(i) + " to broadcast to " + y.describe(), x.describe());
-    strides[d] = size == 1 ? 0 : step;
-    step *= size;
-  }
-}
-
-// Drops axes of one and joins neighbours that step evenly in both inputs.
-Plan planBroadcast(const CudaArgs& args) {
-  const View& y = args[2];
-  int64_t a[kMaxRank], b[kMaxRank];
-  broadcastStrides(args, 0, y, a);
-  broadcastStrides(args, 1, y, b);
-  Plan p = {};
-  for (int d = 0; d < y.rank; d++) {
-    if (y.dims[d] == 1) continue;
-    int last = p.rank - 1;
-    if (last >= 0 && p.a[last] == a[d] * y.dims[d] && p.b[last] == b[d] * y.dims[d]) {
-      p.dims[last] = p.dims[last].n * y.dims[d];
-    } else {
-      last = p.rank++;
-      p.dims[last] = y.dims[d];
-    }
-    p.a[last] = a[d];
-    p.b[last] = b[d];
-  }
-  if (p.rank == 0) {
-    p.rank = 1;
-  }
-  return p;
 }
 
 // Whether four elements along the inner axis lie together in x, or are one.
@@ -211,11 +172,17 @@ bool packs(const AnyFloats& x, const int64_t* strides, int inner) {
 
 template <class F>
 void binary(const CudaArgs& args) {
-  args.counts(3, 0);
+  AxisPairs pairs = broadcastPairs(args);
   AnyFloats a = anyFloats(args, 0), b = anyFloats(args, 1);
-  const View& y = args.out(2);
-  Plan p = planBroadcast(args);
+  const View& y = args[2];
   if (y.count == 0) return;
+  Plan p = {};
+  p.rank = pairs.rank;
+  for (int d = 0; d < p.rank; d++) {
+    p.dims[d] = pairs.dims[d];
+    p.a[d] = pairs.a[d];
+    p.b[d] = pairs.b[d];
+  }
   int inner = p.rank - 1;
   if (inner == 0 && p.a[0] == 1 && p.b[0] == 1) {
     return launchMap(args, Operands<2, 1>{{a, b}, {y.as<float>()}}, y.count, F());
@@ -256,9 +223,9 @@ void affine(const CudaArgs& args) {
 // y += x in place.
 void accumulate(const CudaArgs& args) {
   args.counts(2, 0);
-  args.sameShape(0, 1);
+  args.alike(1, 1);
   AnyFloats x = anyFloats(args, 0);
-  const View& y = args.out(1);
+  const View& y = args[1];
   launchMap(args, Operands<2, 1>{{x, {y.data, DType::f32}}, {y.as<float>()}}, y.count, Add());
 }
 

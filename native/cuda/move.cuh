@@ -2,6 +2,7 @@
 // through shared memory where rows and columns change places, else one element a thread.
 #pragma once
 
+#include "../common/calls/layout.h"
 #include "pack.cuh"
 
 namespace lowrank {
@@ -71,22 +72,15 @@ __global__ void __launch_bounds__(kTile* kTileRows)
 
 // Launchers.
 
-// Axes of one dropped, and neighbours joined that step evenly in both.
-inline Move joined(const int64_t* dims, int rank, const int64_t* to, const int64_t* from) {
+inline Move moveOf(const Block& b) {
+  AxisPairs p = joined(b.dims, b.rank, b.toSteps, b.fromSteps);
   Move m = {};
-  m.count = 1;
-  for (int d = 0; d < rank; d++) {
-    m.count *= dims[d];
-    if (dims[d] == 1) continue;
-    int last = m.rank - 1;
-    if (last >= 0 && m.to[last] == to[d] * dims[d] && m.from[last] == from[d] * dims[d]) {
-      m.dims[last] = m.dims[last].n * dims[d];
-    } else {
-      last = m.rank++;
-      m.dims[last] = dims[d];
-    }
-    m.to[last] = to[d];
-    m.from[last] = from[d];
+  m.rank = p.rank;
+  m.count = p.count;
+  for (int d = 0; d < p.rank; d++) {
+    m.dims[d] = p.dims[d];
+    m.to[d] = p.a[d];
+    m.from[d] = p.b[d];
   }
   return m;
 }
@@ -164,10 +158,11 @@ inline void transpose(const CudaArgs& args, char* to, const char* from, const Mo
   });
 }
 
-// Copies a block of `dims` between strided tensors; strides in elements, one of `from` may be 0.
-inline void copyStrided(const CudaArgs& args, char* to, const int64_t* toStrides, const char* from,
-                        const int64_t* fromStrides, const int64_t* dims, int rank, size_t size) {
-  Move m = joined(dims, rank, toStrides, fromStrides);
+inline void copyBlock(const CudaArgs& args, const Block& b) {
+  Move m = moveOf(b);
+  char* to = b.to;
+  const char* from = b.from;
+  size_t size = b.size;
   if (m.count == 0) return;
   if (m.rank == 0 || (m.rank == 1 && m.to[0] == 1 && m.from[0] == 1)) {
     cudaCheck(args.kernel, cudaMemcpyAsync(to, from, static_cast<size_t>(m.count) * size,

@@ -52,23 +52,12 @@ struct AnyFloats {
 
 // Tensor i of f32, f16 or bf16.
 inline AnyFloats anyFloats(const CudaArgs& args, size_t i) {
-  const View& v = args[i];
-  EXPECT(args, isFloat(v.dtype), "tensor " + std::to_string(i) + " of f32, f16 or bf16",
-         v.describe());
+  const View& v = args.floating(i);
   return {v.data, v.dtype};
 }
 
 inline bool aligned(const void* data, size_t to = 16) {
   return reinterpret_cast<uintptr_t>(data) % to == 0;
-}
-
-// Row-major strides of a shape.
-inline void rowMajorOf(const View& v, int64_t* strides) {
-  int64_t step = 1;
-  for (int d = v.rank - 1; d >= 0; d--) {
-    strides[d] = step;
-    step *= v.dims[d];
-  }
 }
 
 // A number to divide by: multiplication by its inverse, ceil(2^(63 + shift) / n) with 2^shift >= n,

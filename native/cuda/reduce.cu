@@ -1,4 +1,5 @@
 // Sums over any axes, largest elements along one, and the sum of squares for clipping.
+#include "../common/calls/reduce.h"
 #include "reduce.h"
 #include "sums.cuh"
 
@@ -134,34 +135,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // Launchers.
 
-// Axes in order of the tensor, neighbours of one kind joined: kept or reduced.
-struct Groups {
-  Axes kept, reduced;
-  bool innerReduced;
-};
-
-Groups group(const View& x, const bool* reduce) {
-  Groups g = {};
-  int64_t step[kMaxRank];
-  rowMajorOf(x, step);
-  int before = -1;  // kind of the group that is being extended
-  for (int d = 0; d < x.rank; d++) {
-    if (x.dims[d] == 1) continue;
-    int kind = reduce[d] ? 1 : 0;
-    Axes& a = kind ? g.reduced : g.kept;
-    if (kind != before) a.rank++;
-    a.dims[a.rank - 1] = a.dims[a.rank - 1].n * x.dims[d];
-    a.steps[a.rank - 1] = step[d];
-    before = kind;
+Axes axesOf(const AxisGroup& g) {
+  Axes a = {};
+  for (; a.rank < g.rank; a.rank++) {
+    a.dims[a.rank] = g.dims[a.rank];
+    a.steps[a.rank] = g.steps[a.rank];
   }
-  g.innerReduced = before == 1;
-  return g;
-}
-
-int64_t productOf(const Axes& a) {
-  int64_t p = 1;
-  for (int d = 0; d < a.rank; d++) p *= a.dims[d].n;
-  return p;
+  return a;
 }
 
 // Parts that fill the card where there are `units` of work of n, none smaller than `least` or
@@ -250,118 +230,71 @@ void sumColumns(const CudaArgs& args, Columns c, float* y) {
 }
 
 void sum(const CudaArgs& args) {
-  args.atLeast(2, 0);
-  EXPECT(args, args.count == 2, "2 tensors", std::to_string(args.count));
-  const View& x = args[0];
-  bool reduce[kMaxRank] = {};
-  for (size_t i = 0; i < args.attrCount; i++) {
-    int axis = args.axis(i, x.rank);
-    EXPECT(args, !reduce[axis], "each axis once", "axis " + std::to_string(axis) + " twice");
-    reduce[axis] = true;
-  }
-  AnyFloats in = anyFloats(args, 0);
-  View want = x;
-  want.rank = 0;
-  for (int d = 0; d < x.rank; d++) {
-    if (!reduce[d]) want.dims[want.rank++] = x.dims[d];
-  }
-  EXPECT(args, want.sameShape(args[1]), "an output as " + want.describe(), args[1].describe());
-  const View& y = args.out(1);
+  SumAxes g = sumAxes(args);
+  AnyFloats x = anyFloats(args, 0);
+  const View& y = args[1];
   if (y.count == 0) return;
-  if (x.count == 0) {
+  if (args[0].count == 0) {
     cudaCheck(args.kernel, cudaMemsetAsync(y.data, 0, y.bytes(), args.device.stream));
     return;
   }
-  Groups g = group(x, reduce);
+  int64_t times = g.reduced.product(g.reduced.rank);
   if (g.innerReduced || g.kept.rank == 0) {
     Lines l = {};
-    l.x = in;
+    l.x = x;
     l.outputs = y.count;
-    l.n = productOf(g.reduced);
-    l.width = g.reduced.rank > 0 ? g.reduced.dims[g.reduced.rank - 1].n : 1;
-    l.kept = g.kept;
-    l.outer = g.reduced;
+    l.n = times;
+    l.width = g.reduced.rank > 0 ? g.reduced.dims[g.reduced.rank - 1] : 1;
+    l.kept = axesOf(g.kept);
+    l.outer = axesOf(g.reduced);
     if (l.outer.rank > 0) l.outer.rank--;
     sumLines(args, l, y.as<float>());
   } else {
     Columns c = {};
-    c.x = in;
-    c.width = g.kept.dims[g.kept.rank - 1].n;
+    c.x = x;
+    c.width = g.kept.dims[g.kept.rank - 1];
     c.outer = y.count / c.width;
-    c.times = productOf(g.reduced);
-    c.kept = g.kept;
+    c.times = times;
+    c.kept = axesOf(g.kept);
     c.kept.rank--;
-    c.reduced = g.reduced;
+    c.reduced = axesOf(g.reduced);
     sumColumns(args, c, y.as<float>());
   }
 }
 
-Axis axisOf(const CudaArgs& args, size_t full, size_t reducedTensor) {
-  const View& x = args[full];
-  int axis = args.axis(0, x.rank);
-  View want = x;
-  want.rank = 0;
-  for (int d = 0; d < x.rank; d++) {
-    if (d != axis) want.dims[want.rank++] = x.dims[d];
-  }
-  EXPECT(args, want.sameShape(args[reducedTensor]),
-         "tensor " + std::to_string(reducedTensor) + " as " + want.describe(),
-         args[reducedTensor].describe());
-  return {x.product(0, axis), x.dims[axis], x.product(axis + 1, x.rank)};
-}
-
-// The first largest; the first NaN is larger than everything.
-void largest(const CudaArgs& args, const AnyFloats& x, const Axis& a, float* y, int32_t* index) {
-  EXPECT(args, a.n.n > 0, "an axis with elements", args[0].describe());
-  EXPECT(args, a.n.n <= INT32_MAX, "an axis whose places fit i32", args[0].describe());
+template <bool Values>
+void largest(const CudaArgs& args) {
+  Largest l = largestOf(args, Values);
+  if (l.count == 0) return;
+  AnyFloats x = anyFloats(args, 0);
+  Axis a = {l.a.outer, l.a.n, l.a.inner};
   dim3 block(kThreads);
-  if (a.inner.n > 1) {
-    launch(args, maxColumnsKernel, dim3(blocksFor(a.outer * a.inner.n, kThreads)), block, 0, x, a,
-           y, index);
-  } else if (a.n.n <= 1024) {
+  if (l.a.inner > 1) {
+    launch(args, maxColumnsKernel, dim3(blocksFor(l.count, kThreads)), block, 0, x, a, l.y,
+           l.index);
+  } else if (l.a.n <= 1024) {
     launch(args, maxLinesKernel<kWarp>, dim3(blocksFor(a.outer, kThreads / kWarp)), block, 0, x, a,
-           y, index);
+           l.y, l.index);
   } else {
-    launch(args, maxLinesKernel<kThreads>, dim3(blocksFor(a.outer, 1)), block, 0, x, a, y, index);
+    launch(args, maxLinesKernel<kThreads>, dim3(blocksFor(a.outer, 1)), block, 0, x, a, l.y,
+           l.index);
   }
-}
-
-void max(const CudaArgs& args) {
-  args.counts(3, 1);
-  AnyFloats x = anyFloats(args, 0);
-  args.sameShape(1, 2);
-  Axis a = axisOf(args, 0, 1);
-  float* y = args.out(1).as<float>();
-  int32_t* index = args.out(2, DType::i32).as<int32_t>();
-  if (args[1].count > 0) largest(args, x, a, y, index);
-}
-
-void argmax(const CudaArgs& args) {
-  args.counts(2, 1);
-  AnyFloats x = anyFloats(args, 0);
-  Axis a = axisOf(args, 0, 1);
-  int32_t* index = args.out(1, DType::i32).as<int32_t>();
-  if (args[1].count > 0) largest(args, x, a, nullptr, index);
 }
 
 void maxGrad(const CudaArgs& args) {
-  args.counts(3, 1);
-  const int32_t* index = args.typed(0, DType::i32).as<int32_t>();
-  AnyFloats dy = anyFloats(args, 1);
-  args.sameShape(0, 1);
-  Axis a = axisOf(args, 2, 0);
-  const View& dx = args.out(2);
+  AroundAxis a = maxGradAxis(args);
+  const View& dx = args[2];
   if (dx.count == 0) return;
-  launch(args, maxGradKernel, dim3(blocksFor(dx.count, kThreads)), dim3(kThreads), 0, index, dy, a,
-         dx.as<float>(), args.sink());
+  launch(args, maxGradKernel, dim3(blocksFor(dx.count, kThreads)), dim3(kThreads), 0,
+         args[0].as<int32_t>(), anyFloats(args, 1), Axis{a.outer, a.n, a.inner}, dx.as<float>(),
+         args.sink());
 }
 
 // Blocks of the grid, then their sums in order.
 void sumSquares(const CudaArgs& args) {
-  args.counts(2, 0);
+  checkSumSquares(args);
   AnyFloats x = anyFloats(args, 0);
-  const View& y = args.out(1);
-  EXPECT(args, y.count == 1, "an output of one element", y.describe());
+  const View& y = args[1];
   int64_t n = args[0].count, wish = (n + kThreads * 8 - 1) / (kThreads * 8);
   // One block where that is quicker than a second launch: the gradients of LoRA's A and B.
   int64_t blocks = n <= kOneBlock ? 1 : wish < kSquareBlocks ? wish : kSquareBlocks;
@@ -384,9 +317,9 @@ void sumOfRows(const CudaArgs& args, const float* x, int64_t rows, int64_t width
 
 void registerReduce(CudaRegistry& r) {
   r.push_back({"sum", sum});
-  r.push_back({"max", max});
+  r.push_back({"max", largest<true>});
   r.push_back({"max.grad", maxGrad});
-  r.push_back({"argmax", argmax});
+  r.push_back({"argmax", largest<false>});
   r.push_back({"sumSquares", sumSquares});
 }
 
