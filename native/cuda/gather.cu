@@ -1,4 +1,5 @@
 // Elements by index along one axis (NumPy's take_along_axis), and the gradient.
+#include "../common/calls/gather.h"
 #include "pack.cuh"
 
 namespace lowrank {
@@ -50,61 +51,29 @@ __global__ void __launch_bounds__(kThreads)
 
 // Launchers.
 
-Along check(const CudaArgs& args, size_t index, size_t source, size_t picked) {
-  const View &i = args.typed(index, DType::i32), &x = args[source];
-  int axis = args.axis(0, x.rank);
-  EXPECT(args, i.rank == x.rank, "an index of as many axes as " + x.describe(), i.describe());
-  for (int d = 0; d < x.rank; d++) {
-    EXPECT(args, d == axis || i.dims[d] == x.dims[d], "an index that matches off the axis",
-           i.describe());
-  }
-  args.sameShape(index, picked);
-  Along a = {};
-  a.from = x.dims[axis];
-  a.to = i.dims[axis];
-  a.inner = x.product(axis + 1, x.rank);
-  a.count = i.count;
-  a.lines = x.product(0, axis) * a.inner.n;
-  a.index = i.as<int32_t>();
-  return a;
-}
-
-template <class T>
-void pick(const CudaArgs& args, const Along& a) {
-  launch(args, gatherKernel<T>, dim3(blocksFor(a.count, kThreads)), dim3(kThreads), 0,
-         args[0].as<T>(), a, args[2].as<T>(), args.sink());
+Along alongOf(const Picks& p) {
+  return {p.from, p.to, p.inner, p.count, p.outer * p.inner, p.index};
 }
 
 void gather(const CudaArgs& args) {
-  args.counts(3, 1);
-  Along a = check(args, 1, 0, 2);
-  EXPECT(args, args[0].dtype == args[2].dtype, "an output of the input's dtype",
-         args[2].describe());
-  args.writable(2);
+  Along a = alongOf(gatherPicks(args));
   if (a.count == 0) return;
-  switch (dtypeSize(args[0].dtype)) {
-    case 1:
-      return pick<uint8_t>(args, a);
-    case 2:
-      return pick<uint16_t>(args, a);
-    case 4:
-      return pick<uint32_t>(args, a);
-    default:
-      return pick<uint64_t>(args, a);
-  }
+  byWord(dtypeSize(args[0].dtype), [&](auto word) {
+    using T = decltype(word);
+    launch(args, gatherKernel<T>, dim3(blocksFor(a.count, kThreads)), dim3(kThreads), 0,
+           args[0].as<T>(), a, args[2].as<T>(), args.sink());
+  });
 }
 
 void gatherGrad(const CudaArgs& args) {
-  args.counts(3, 1);
-  Along a = check(args, 0, 2, 1);
-  AnyFloats dy = anyFloats(args, 1);
-  const View& dx = args.out(2);
+  Along a = alongOf(gatherGradPicks(args));
+  const View& dx = args[2];
   if (dx.count > 0) {
     cudaCheck(args.kernel, cudaMemsetAsync(dx.data, 0, dx.bytes(), args.device.stream));
   }
   if (a.count == 0) return;
-  launch(args, gatherGradKernel, dim3(blocksFor(a.lines, kThreads)), dim3(kThreads), 0, a, dy,
-         dx.as<float>(), args.sink());
+  launch(args, gatherGradKernel, dim3(blocksFor(a.lines, kThreads)), dim3(kThreads), 0, a,
+         anyFloats(args, 1), dx.as<float>(), args.sink());
 }
 
 }  // namespace
