@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/calls/rows.h"
 #include "kernels.h"
 
 namespace lowrank {
@@ -30,42 +31,30 @@ Row statistics(const IsaTable& isa, const float* x, int64_t n, double eps) {
   return {static_cast<float>(mean), static_cast<float>(1 / std::sqrt(square + eps))};
 }
 
-void checkRows(const Args& args, size_t w) {
-  EXPECT(args, args[0].rank >= 1, "x with at least one axis", args[0].describe());
-  args.shaped(w, {args[0].last()});
-}
-
 void rmsNorm(const Args& args) {
-  args.counts(3, 1);
+  NormRows a = normCall(args, false);
   Floats x = floats(args, 0), w = floats(args, 1);
-  checkRows(args, 1);
-  args.sameShape(0, 2);
-  float* y = args.out(2).as<float>();
   const IsaTable& isa = *args.context.isa;
-  int64_t n = args[0].last();
+  int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
     for (int64_t r = from; r < to; r++) {
-      Row s = statistics<false>(isa, x + r * n, n, args.attrs[0]);
-      isa.scaleMul(x + r * n, s.inverse, w, y + r * n, n);
+      Row s = statistics<false>(isa, x + r * n, n, a.eps);
+      isa.scaleMul(x + r * n, s.inverse, w, a.out + r * n, n);
     }
   });
 }
 
 void layerNorm(const Args& args) {
-  args.counts(4, 1);
+  NormRows a = normCall(args, true);
   Floats x = floats(args, 0), w = floats(args, 1), b = floats(args, 2);
-  checkRows(args, 1);
-  checkRows(args, 2);
-  args.sameShape(0, 3);
-  float* y = args.out(3).as<float>();
   const IsaTable& isa = *args.context.isa;
-  int64_t n = args[0].last();
+  int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
     for (int64_t r = from; r < to; r++) {
-      Row s = statistics<true>(isa, x + r * n, n, args.attrs[0]);
-      isa.normalize(x + r * n, s.shift, s.inverse, w, b, y + r * n, n);
+      Row s = statistics<true>(isa, x + r * n, n, a.eps);
+      isa.normalize(x + r * n, s.shift, s.inverse, w, b, a.out + r * n, n);
     }
   });
 }
@@ -75,19 +64,15 @@ void layerNorm(const Args& args) {
 //   layer: dx = i (g - mean(g) - h mean(g h))
 template <bool Centre>
 void gradInput(const Args& args) {
-  args.counts(4, 1);
+  NormRows a = normGradInput(args);
   Floats x = floats(args, 0), w = floats(args, 1), dy = floats(args, 2);
-  checkRows(args, 1);
-  args.sameShape(0, 2);
-  args.sameShape(0, 3);
-  float* dx = args.out(3).as<float>();
   const IsaTable& isa = *args.context.isa;
-  int64_t n = args[0].last();
+  int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(args[0].rows(), n, [&](int64_t from, int64_t to, int) {
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
     for (int64_t r = from; r < to; r++) {
       const float *in = x + r * n, *d = dy + r * n;
-      Row s = statistics<Centre>(isa, in, n, args.attrs[0]);
+      Row s = statistics<Centre>(isa, in, n, a.eps);
       double i = s.inverse, count = static_cast<double>(n);
       double sums[2] = {};  // of g and of g x
       if (Centre) {
@@ -98,7 +83,7 @@ void gradInput(const Args& args) {
       double g = sums[0] / count, gh = (sums[1] / count - g * s.shift) * i;
       double slope = -i * i * gh;
       isa.normGrad(w, d, s.inverse, in, static_cast<float>(slope),
-                   static_cast<float>(-i * g - slope * s.shift), dx + r * n, n);
+                   static_cast<float>(-i * g - slope * s.shift), a.out + r * n, n);
     }
   });
 }
@@ -106,19 +91,15 @@ void gradInput(const Args& args) {
 // dw = sum over rows of dy (x - mean) i: statistics by row first, then sums by blocks of columns.
 template <bool Centre>
 void gradWeight(const Args& args) {
-  args.counts(3, 1);
+  NormRows a = normGradWeight(args);
   Floats x = floats(args, 0), dy = floats(args, 1);
-  args.sameShape(0, 1);
-  checkRows(args, 2);
-  float* dw = args.out(2).as<float>();
   const IsaTable& isa = *args.context.isa;
-  int64_t n = args[0].last(), rows = args[0].rows();
+  int64_t n = a.n, rows = a.rows;
   Workspace held(args.context.memory, static_cast<uint64_t>(rows) * sizeof(Row));
   Row* stats = held.as<Row>();
   if (n == 0) return;
   args.context.rows(rows, n, [&](int64_t from, int64_t to, int) {
-    for (int64_t r = from; r < to; r++)
-      stats[r] = statistics<Centre>(isa, x + r * n, n, args.attrs[0]);
+    for (int64_t r = from; r < to; r++) stats[r] = statistics<Centre>(isa, x + r * n, n, a.eps);
   });
   constexpr int64_t kBlock = 64;
   args.context.rows((n + kBlock - 1) / kBlock, kBlock * rows, [&](int64_t from, int64_t to, int) {
@@ -126,7 +107,7 @@ void gradWeight(const Args& args) {
       int64_t width = std::min(kBlock, n - c);
       double acc[kBlock] = {};
       isa.mulAddTo(dy + c, x + c, &stats->shift, rows, n, acc, width);
-      for (int64_t j = 0; j < width; j++) dw[c + j] = static_cast<float>(acc[j]);
+      for (int64_t j = 0; j < width; j++) a.out[c + j] = static_cast<float>(acc[j]);
     }
   });
 }

@@ -10,9 +10,9 @@ namespace {
 template <bool Log>
 void forward(const Args& args) {
   args.counts(2, 0);
+  args.alike(1, 1);
   Floats x = floats(args, 0);
-  args.sameShape(0, 1);
-  float* y = args.out(1).as<float>();
+  float* y = args[1].as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t n = args[0].last();
   if (args[0].count == 0) return;
@@ -37,10 +37,9 @@ void forward(const Args& args) {
 template <bool Log>
 void backward(const Args& args) {
   args.counts(3, 0);
+  args.alike(2, 1);
   Floats y = floats(args, 0), dy = floats(args, 1);
-  args.sameShape(0, 1);
-  args.sameShape(0, 2);
-  float* dx = args.out(2).as<float>();
+  float* dx = args[2].as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t n = args[0].last();
   if (args[0].count == 0) return;

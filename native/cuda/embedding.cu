@@ -1,4 +1,5 @@
 // Rows of a table by id, and the gradient of the table.
+#include "../common/calls/rows.h"
 #include "sort.cuh"
 
 namespace lowrank {
@@ -81,50 +82,31 @@ __global__ void __launch_bounds__(kGradThreads)
 
 // Launchers.
 
-// `rows` is shaped as ids with C behind.
-void checkRows(const CudaArgs& args, size_t ids, size_t rows, int64_t c) {
-  View want = args[ids];
-  EXPECT(args, want.rank < kMaxRank, "ids of fewer axes", want.describe());
-  want.dtype = args[rows].dtype;
-  want.dims[want.rank++] = c;
-  EXPECT(args, want.sameShape(args[rows]),
-         "tensor " + std::to_string(rows) + " as " + want.describe(), args[rows].describe());
-}
-
 void embedding(const CudaArgs& args) {
-  args.counts(3, 0);
-  const View& table = args[0];
-  EXPECT(args, isFloat(table.dtype) && table.rank == 2, "a table [V, C] of f32, f16 or bf16",
-         table.describe());
-  int64_t v = table.dims[0], c = table.dims[1];
-  const int32_t* ids = args.typed(1, DType::i32).as<int32_t>();
-  checkRows(args, 1, 2, c);
-  const View& y = args.out(2);
+  TableRows r = embeddingRows(args);
+  const View& y = args[2];
   if (y.count == 0) return;
   AnyFloats from = anyFloats(args, 0);
-  bool packed = c % 4 == 0 && from.packs() && aligned(y.data);
+  bool packed = r.c % 4 == 0 && from.packs() && aligned(y.data);
   launch(args, packed ? embeddingKernel<true> : embeddingKernel<false>,
-         dim3(blocksFor(y.count, kThreads * (packed ? 4 : 1))), dim3(kThreads), 0, from, v, c, ids,
-         y.as<float>(), y.count, args.sink());
+         dim3(blocksFor(y.count, kThreads * (packed ? 4 : 1))), dim3(kThreads), 0, from, r.v, r.c,
+         r.ids, y.as<float>(), y.count, args.sink());
 }
 
 template <bool Fresh>
 void embeddingGrad(const CudaArgs& args) {
-  args.counts(3, 0);
+  TableRows r = embeddingGradRows(args);
   const View& table = args[2];
-  EXPECT(args, table.rank == 2, "a table gradient [V, C]", table.describe());
-  int64_t v = table.dims[0], c = table.dims[1], n = args[0].count;
+  int64_t v = r.v, c = r.c, n = r.n;
   EXPECT(args, v < INT32_MAX && n < INT32_MAX, "fewer than 2^31 rows", table.describe());
-  const int32_t* ids = args.typed(0, DType::i32).as<int32_t>();
-  checkRows(args, 0, 1, c);
   AnyFloats dy = anyFloats(args, 1);
-  float* out = args.out(2).as<float>();
+  float* out = table.as<float>();
   if (Fresh && table.count > 0) {
     cudaCheck(args.kernel, cudaMemsetAsync(out, 0, table.bytes(), args.device.stream));
   }
   if (n == 0) return;
   Workspace held(args.device.memory, sortBytes(n));
-  const Placed* sorted = sortIds(args, ids, n, v, held.as<char>());
+  const Placed* sorted = sortIds(args, r.ids, n, v, held.as<char>());
   if (c == 0) return;
   bool packed = c % 4 == 0 && dy.f32() && aligned(dy.data) && aligned(out);
   unsigned across = blocksFor(c, kGradThreads * (packed ? 4 : 1));

@@ -1,4 +1,5 @@
 // Cross-entropy with label smoothing and an ignored label.
+#include "../common/calls/rows.h"
 #include "rows.cuh"
 
 namespace lowrank {
@@ -80,28 +81,14 @@ __global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
 
 // Launchers.
 
-Loss check(const CudaArgs& args, size_t labels, size_t perRow) {
-  const View& logits = args[0];
-  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
-  Loss l = {};
-  l.n = logits.dims[0];
-  l.v = logits.dims[1];
-  args.shaped(labels, {l.n});
-  args.shaped(perRow, {l.n});
-  l.labels = args.typed(labels, DType::i32).as<int32_t>();
-  l.ignore = static_cast<int>(args.integer(0, INT32_MIN, INT32_MAX));
-  double smoothing = args.attrs[1];
-  EXPECT(args, smoothing >= 0 && smoothing <= 1, "smoothing from 0 to 1",
-         std::to_string(smoothing));
-  l.smoothing = static_cast<float>(smoothing);
-  return l;
+Loss lossOf(const LossRows& r) {
+  return {r.n, r.v, static_cast<int>(r.ignore), static_cast<float>(r.smoothing), r.labels};
 }
 
 void crossEntropy(const CudaArgs& args) {
-  args.counts(3, 2);
-  anyFloats(args, 0);
-  Loss l = check(args, 1, 2);
-  const View &x = args[0], &loss = args.out(2);
+  LossRows rows = lossRows(args, false);
+  Loss l = lossOf(rows);
+  const View& x = args[0];
   if (l.n == 0) return;
   byFloat(x.dtype, [&](auto type) {
     using T = decltype(type);
@@ -110,26 +97,24 @@ void crossEntropy(const CudaArgs& args) {
       dim3 grid(blocksFor(l.n, Lanes<kLanes>::kPerBlock)), block(Lanes<kLanes>::kThreads);
       auto kernel = l.smoothing > 0 ? crossEntropyKernel<kLanes, true, T>
                                     : crossEntropyKernel<kLanes, false, T>;
-      launch(args, kernel, grid, block, 0, x.as<T>(), l, loss.as<float>(), args.sink());
+      launch(args, kernel, grid, block, 0, x.as<T>(), l, rows.out, args.sink());
     });
   });
 }
 
 void crossEntropyGrad(const CudaArgs& args) {
-  args.counts(4, 2);
-  anyFloats(args, 0);
+  LossRows rows = lossRows(args, true);
+  Loss l = lossOf(rows);
+  const View& x = args[0];
   AnyFloats dloss = anyFloats(args, 2);
-  Loss l = check(args, 1, 2);
-  args.sameShape(0, 3);
-  const View &x = args[0], &dx = args.out(3);
-  if (dx.count == 0) return;
+  if (x.count == 0) return;
   byFloat(x.dtype, [&](auto type) {
     using T = decltype(type);
     byLanes(l.v, [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::value;
       launch(args, crossEntropyGradKernel<kLanes, T>,
              dim3(blocksFor(l.n, Lanes<kLanes>::kPerBlock)), dim3(Lanes<kLanes>::kThreads), 0,
-             x.as<T>(), l, dloss, dx.as<float>(), args.sink());
+             x.as<T>(), l, dloss, rows.out, args.sink());
     });
   });
 }

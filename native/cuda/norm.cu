@@ -1,4 +1,5 @@
 // RMS and layer norm over the last axis, and their gradients.
+#include "../common/calls/rows.h"
 #include "pack.cuh"
 #include "reduce.h"
 
@@ -212,14 +213,7 @@ __global__ void __launch_bounds__(1024)
 
 // Launchers.
 
-void checkRows(const CudaArgs& args, size_t w) {
-  EXPECT(args, args[0].rank >= 1, "x with at least one axis", args[0].describe());
-  args.shaped(w, {args[0].last()});
-}
-
-Shape shapeOf(const CudaArgs& args) {
-  return {args[0].rows(), args[0].last(), static_cast<float>(args.attrs[0])};
-}
+Shape shapeOf(const NormRows& a) { return {a.rows, a.n, static_cast<float>(a.eps)}; }
 
 bool keepable(const Shape& s) { return s.n % 4 == 0 && s.n <= kWidest; }
 
@@ -231,45 +225,33 @@ dim3 blockFor(const Shape& s, bool kept) {
 
 template <bool Centre>
 void norm(const CudaArgs& args) {
-  args.counts(Centre ? 4 : 3, 1);
+  NormRows a = normCall(args, Centre);
   AnyFloats x = anyFloats(args, 0), w = anyFloats(args, 1), b = Centre ? anyFloats(args, 2) : w;
-  checkRows(args, 1);
-  if (Centre) checkRows(args, 2);
-  size_t out = Centre ? 3 : 2;
-  args.sameShape(0, out);
-  float* y = args.out(out).as<float>();
   if (args[0].count == 0) return;
-  Shape s = shapeOf(args);
-  bool kept = keepable(s) && x.packs() && w.packs() && b.packs() && aligned(y);
+  Shape s = shapeOf(a);
+  bool kept = keepable(s) && x.packs() && w.packs() && b.packs() && aligned(a.out);
   dim3 block = blockFor(s, kept), grid(blocksFor(s.rows, block.y));
   launch(args, kept ? normKernel<Centre, true> : normKernel<Centre, false>, grid, block, 0, x, w, b,
-         y, s);
+         a.out, s);
 }
 
 template <bool Centre>
 void gradInput(const CudaArgs& args) {
-  args.counts(4, 1);
+  NormRows a = normGradInput(args);
   AnyFloats x = anyFloats(args, 0), w = anyFloats(args, 1), dy = anyFloats(args, 2);
-  checkRows(args, 1);
-  args.sameShape(0, 2);
-  args.sameShape(0, 3);
-  float* dx = args.out(3).as<float>();
   if (args[0].count == 0) return;
-  Shape s = shapeOf(args);
-  bool kept = keepable(s) && x.packs() && w.packs() && dy.packs() && aligned(dx);
+  Shape s = shapeOf(a);
+  bool kept = keepable(s) && x.packs() && w.packs() && dy.packs() && aligned(a.out);
   dim3 block = blockFor(s, kept), grid(blocksFor(s.rows, block.y));
   launch(args, kept ? gradInputKernel<Centre, true> : gradInputKernel<Centre, false>, grid, block,
-         0, x, w, dy, dx, s);
+         0, x, w, dy, a.out, s);
 }
 
 template <bool Centre>
 void gradWeight(const CudaArgs& args) {
-  args.counts(3, 1);
+  Shape s = shapeOf(normGradWeight(args));
   AnyFloats x = anyFloats(args, 0), dy = anyFloats(args, 1);
-  args.sameShape(0, 1);
-  checkRows(args, 2);
-  const View& dw = args.out(2);
-  Shape s = shapeOf(args);
+  const View& dw = args[2];
   if (s.n == 0) return;
   if (s.rows == 0) {
     cudaCheck(args.kernel, cudaMemsetAsync(dw.data, 0, dw.bytes(), args.device.stream));

@@ -1,4 +1,5 @@
 // Rotary position embedding in Hugging Face's rotate-half layout.
+#include "../common/calls/rows.h"
 #include "pack.cuh"
 
 namespace lowrank {
@@ -90,39 +91,25 @@ __global__ void __launch_bounds__(kThreads, 4)
 // Launcher.
 
 void rope(const CudaArgs& args) {
-  args.counts(4, 2);
-  const View& shape = args[0];
-  EXPECT(args, shape.rank == 4, "x [B, T, H, D]", shape.describe());
-  int64_t b = shape.dims[0], t = shape.dims[1], h = shape.dims[2], d = shape.dims[3];
+  RopeCall r = ropeCall(args);
   AnyFloats x = anyFloats(args, 0), invFreq = anyFloats(args, 2);
-  args.shaped(1, {b, t});
-  const int32_t* positions = args.typed(1, DType::i32).as<int32_t>();
-  EXPECT(args, args[2].rank == 1 && 2 * args[2].count <= d,
-         "inverse frequencies for at most D/2 pairs", args[2].describe());
-  args.sameShape(0, 3);
-  float* y = args.out(3).as<float>();
-  float sign = args.integer(0, 0, 1) ? -1.0f : 1.0f;
-  int64_t half = args[2].count;
-  EXPECT(args, h * d < INT32_MAX / kMostTokens && half <= 3072, "heads of at most 6144 channels",
-         shape.describe());
-  if (shape.count == 0) return;
-  bool packed = x.f32() && aligned(x.data) && aligned(y) && half % 4 == 0 && d % 4 == 0;
-  Shape s = {b * t,
-             static_cast<int>(h),
-             static_cast<int>(d),
-             static_cast<int>(half),
-             1,
-             sign,
-             static_cast<float>(args.attrs[1])};
+  int64_t half = r.half;
+  EXPECT(args, r.heads * r.d < INT32_MAX / kMostTokens && half <= 3072,
+         "heads of at most 6144 channels", args[0].describe());
+  if (args[0].count == 0) return;
+  bool packed = x.f32() && aligned(x.data) && aligned(r.y) && half % 4 == 0 && r.d % 4 == 0;
+  Shape s = {
+      r.tokens, static_cast<int>(r.heads),  static_cast<int>(r.d),       static_cast<int>(half),
+      1,        static_cast<float>(r.sign), static_cast<float>(r.factor)};
   // So many tokens that every thread has something to do.
-  int64_t pairs = h * half / (packed ? 4 : 1);
+  int64_t pairs = r.heads * half / (packed ? 4 : 1);
   while (s.perBlock < kMostTokens && s.perBlock * pairs < kThreads &&
          s.perBlock * 2 * half * 8 <= 48 * 1024) {
     s.perBlock *= 2;
   }
   launch(args, packed ? ropeKernel<true> : ropeKernel<false>, dim3(blocksFor(s.tokens, s.perBlock)),
-         dim3(kThreads), static_cast<size_t>(s.perBlock * half) * 2 * sizeof(float), x, positions,
-         invFreq, y, s);
+         dim3(kThreads), static_cast<size_t>(s.perBlock * half) * 2 * sizeof(float), x, r.positions,
+         invFreq, r.y, s);
 }
 
 }  // namespace

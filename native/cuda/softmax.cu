@@ -49,9 +49,8 @@ __global__ void __launch_bounds__(Lanes<kLanes>::kThreads)
 template <bool Log>
 void forward(const CudaArgs& args) {
   args.counts(2, 0);
-  anyFloats(args, 0);
-  args.sameShape(0, 1);
-  const View &x = args[0], &y = args.out(1);
+  args.alike(1, 1);
+  const View &x = args[0], &y = args[1];
   if (x.count == 0) return;
   byFloat(x.dtype, [&](auto type) {
     using T = decltype(type);
@@ -67,10 +66,9 @@ void forward(const CudaArgs& args) {
 template <bool Log>
 void backward(const CudaArgs& args) {
   args.counts(3, 0);
+  args.alike(2, 1);
   AnyFloats y = anyFloats(args, 0), dy = anyFloats(args, 1);
-  args.sameShape(0, 1);
-  args.sameShape(0, 2);
-  const View& dx = args.out(2);
+  const View& dx = args[2];
   if (dx.count == 0) return;
   byLanes(dx.last(), [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
