@@ -1,6 +1,7 @@
 // Optimizer steps, in place.
 #include <cmath>
 
+#include "../common/calls/optim.h"
 #include "map.cuh"
 
 namespace lowrank {
@@ -21,9 +22,7 @@ struct AdamW {
   }
 };
 
-struct Sgd {
-  float lr, momentum, decay, gradScale;
-  bool first;
+struct Sgd : SgdStep {
   // g, p, m to p, m
   __device__ __forceinline__ void operator()(const float (&in)[3], float (&out)[2]) const {
     float d = in[0] * gradScale + decay * in[1];
@@ -72,42 +71,21 @@ Operands<K, K - 1> operandsOf(const CudaArgs& args, size_t at) {
   Operands<K, K - 1> all;
   all.x[0] = anyFloats(args, at);
   for (size_t i = 1; i < K; i++) {
-    args.sameShape(at, at + i);
-    all.y[i - 1] = args.out(at + i).as<float>();
+    all.y[i - 1] = args[at + i].as<float>();
     all.x[i] = {all.y[i - 1], DType::f32};
   }
   return all;
 }
 
-AdamW stepOf(const CudaArgs& args) {
-  double lr = args.attrs[0], beta1 = args.attrs[1], beta2 = args.attrs[2], eps = args.attrs[3];
-  double count = static_cast<double>(args.integer(5, 1, int64_t{1} << 53));
-  AdamW s = {};
-  s.decay = static_cast<float>(1 - lr * args.attrs[4]);
-  s.beta1 = static_cast<float>(beta1);
-  s.oneMinusBeta1 = static_cast<float>(1 - beta1);
-  s.beta2 = static_cast<float>(beta2);
-  s.oneMinusBeta2 = static_cast<float>(1 - beta2);
-  s.stepSize = static_cast<float>(lr / (1 - std::pow(beta1, count)));
-  s.rootCorrection = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, count)));
-  s.eps = static_cast<float>(eps);
-  s.gradScale = static_cast<float>(args.attrs[6]);
-  return s;
-}
-
 void adamw(const CudaArgs& args) {
   args.counts(4, 7);
-  AdamW s = stepOf(args);
+  AdamW s = adamwStep<AdamW>(args);
   launchMap(args, operandsOf<4>(args, 0), args[0].count, s);
 }
 
 // g, p, m, v of any number of parameters.
 void adamwEach(const CudaArgs& args) {
-  EXPECT(args, args.count > 0 && args.count % 4 == 0, "g, p, m and v of each parameter",
-         std::to_string(args.count) + " tensors");
-  args.counts(args.count, 7);
-  AdamW s = stepOf(args);
-  for (size_t i = 0; i < args.count; i += 4) operandsOf<4>(args, i);  // check all, then change
+  AdamW s = adamwStep<AdamW>(args);
   Parameters all = {};
   unsigned blocks = 0;
   for (size_t i = 0; i < args.count; i += 4) {
@@ -129,13 +107,7 @@ void adamwEach(const CudaArgs& args) {
 }
 
 void sgd(const CudaArgs& args) {
-  args.counts(3, 5);
-  Sgd s = {};
-  s.lr = static_cast<float>(args.attrs[0]);
-  s.momentum = static_cast<float>(args.attrs[1]);
-  s.decay = static_cast<float>(args.attrs[2]);
-  s.gradScale = static_cast<float>(args.attrs[3]);
-  s.first = args.integer(4, 0, 1) != 0;
+  Sgd s = {sgdStep(args)};
   launchMap(args, operandsOf<3>(args, 0), args[0].count, s);
 }
 
