@@ -167,16 +167,10 @@ int64_t blocksPerTask(const Shape& s, int64_t blocks, int threads) {
 }
 
 void attention(const Args& args) {
-  args.atLeast(5, 5);
-  bool masked = args.integer(0, 0, 1) != 0;
-  args.counts(masked ? 6 : 5, 5);
-  Shape s = check(args);
+  size_t at;
+  Shape s = {attentionCall(args, at)};
   Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
-  size_t at = masked ? 4 : 3;
-  args.shaped(at, {s.b, s.t, s.h, s.d});
-  args.shaped(at + 1, {s.b, s.h, s.t});
-  float* y = args.out(at).as<float>();
-  float* lse = args.out(at + 1).as<float>();
+  float *y = args[at].as<float>(), *lse = args[at + 1].as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t blocks = (s.t + kQueries - 1) / kQueries, all = blocks * s.ratio();
   int64_t per = blocksPerTask(s, blocks, args.context.threads), tasks = (all + per - 1) / per;

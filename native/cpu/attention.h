@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../common/calls/attention.h"
 #include "kernels.h"
 
 namespace lowrank::tiles {
@@ -13,12 +14,7 @@ constexpr int64_t kKeys = 128;
 constexpr int64_t kStrip = 16;  // rows that are cut to what they see where a tile is seen in part
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Shape {
-  int64_t b, t, s, h, g, d, length, window;
-  bool causal;
-  float scale;
-  const uint8_t* mask;  // [B, S] or null
-
+struct Shape : AttentionCall {
   // The keys query `i` may see but for the mask: [first, last).
   int64_t last(int64_t i) const {
     return causal ? std::clamp<int64_t>(i + length - t + 1, 0, length) : length;
@@ -31,36 +27,6 @@ struct Shape {
   int64_t ratio() const { return g > 0 ? h / g : 0; }
   int64_t tiles() const { return (length + kKeys - 1) / kKeys; }
 };
-
-inline Shape check(const Args& args) {
-  bool masked = args.integer(0, 0, 1) != 0;
-  const View &q = args[0], &k = args[1], &v = args[2];
-  EXPECT(args, q.rank == 4 && k.rank == 4 && v.rank == 4, "q, k and v of four axes",
-         q.describe() + ", " + k.describe() + " and " + v.describe());
-  Shape s = {};
-  s.b = q.dims[0];
-  s.t = q.dims[1];
-  s.h = q.dims[2];
-  s.d = q.dims[3];
-  s.s = k.dims[1];
-  s.g = k.dims[2];
-  EXPECT(args, s.g > 0 ? s.h % s.g == 0 : s.h == 0, "query heads a multiple of key heads",
-         std::to_string(s.h) + " and " + std::to_string(s.g));
-  args.shaped(1, {s.b, s.s, s.g, s.d});
-  args.shaped(2, {s.b, s.s, s.g, s.d});
-  if (masked) {
-    args.shaped(3, {s.b, s.s});
-    EXPECT(args, args[3].dtype == DType::u8 || args[3].dtype == DType::boolean, "a mask of u8",
-           args[3].describe());
-    s.mask = args[3].as<uint8_t>();
-  }
-  s.causal = args.integer(1, 0, 1) != 0;
-  s.scale = static_cast<float>(args.attrs[2]);
-  s.window = args.integer(3, 0, INT32_MAX);
-  int64_t keyLength = args.integer(4, -1, s.s);
-  s.length = keyLength < 0 ? s.s : keyLength;
-  return s;
-}
 
 // B of a product: `lines` columns in panels of a tile's width, each with all its `k` rows.
 struct Panels {

@@ -172,28 +172,12 @@ void backward(const Args& args, const Shape& s, const Gradient& g) {
 }  // namespace
 
 void attentionGrad(const Args& args) {
-  args.atLeast(9, 5);
-  bool masked = args.integer(0, 0, 1) != 0;
-  size_t at = masked ? 4 : 3;
-  args.counts(at + 6, 5);
-  Shape s = check(args);
+  size_t at;
+  Shape s = {attentionGradCall(args, at)};
   Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
   Floats y = floats(args, at), lse = floats(args, at + 1), dy = floats(args, at + 2);
-  args.shaped(at, {s.b, s.t, s.h, s.d});
-  args.shaped(at + 1, {s.b, s.h, s.t});
-  args.shaped(at + 2, {s.b, s.t, s.h, s.d});
-  args.sameShape(0, at + 3);
-  args.sameShape(1, at + 4);
-  args.sameShape(2, at + 5);
-  Gradient g = {q,
-                k,
-                v,
-                y,
-                lse,
-                dy,
-                args.out(at + 3).as<float>(),
-                args.out(at + 4).as<float>(),
-                args.out(at + 5).as<float>()};
+  auto out = [&](size_t i) { return args[at + 3 + i].as<float>(); };
+  Gradient g = {q, k, v, y, lse, dy, out(0), out(1), out(2)};
   backward(args, s, g);
 }
 

@@ -75,15 +75,9 @@ __global__ void __launch_bounds__(kAttendThreads, W == 64 ? 2 : 1)
 }
 
 void attention(const CudaArgs& args) {
-  args.atLeast(5, 5);
-  bool masked = args.integer(0, 0, 1) != 0;
-  args.counts(masked ? 6 : 5, 5);
-  Attend s = checkAttention(args);
-  size_t at = masked ? 4 : 3;
-  args.shaped(at, {s.b, s.t, s.h, s.d});
-  args.shaped(at + 1, {s.b, s.h, s.t});
-  float* y = args.out(at).as<float>();
-  float* lse = args.out(at + 1).as<float>();
+  size_t at;
+  Attend s = {attentionCall(args, at), headsOf(args, 0), headsOf(args, 1), headsOf(args, 2)};
+  float *y = args[at].as<float>(), *lse = args[at + 1].as<float>();
   int64_t blocks = (s.t + kTile - 1) / kTile * s.b * s.h;
   if (blocks == 0 || attentionOfOne(args, s, y, lse) || attentionMma(args, s, y, lse)) return;
   if (s.d <= 64) {
@@ -98,45 +92,10 @@ void attention(const CudaArgs& args) {
 }  // namespace
 
 Heads headsOf(const CudaArgs& args, size_t i) {
-  const View& x = args[i];
-  EXPECT(args, isFloat(x.dtype), "tensor " + std::to_string(i) + " of f32, f16 or bf16",
-         x.describe());
+  const View& x = args.floating(i);
   bool vector =
       x.last() % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
   return {x.data, x.dtype, vector};
-}
-
-Attend checkAttention(const CudaArgs& args) {
-  bool masked = args.integer(0, 0, 1) != 0;
-  const View &q = args[0], &k = args[1], &v = args[2];
-  EXPECT(args, q.rank == 4 && k.rank == 4 && v.rank == 4, "q, k and v of four axes",
-         q.describe() + ", " + k.describe() + " and " + v.describe());
-  Attend s = {};
-  s.b = q.dims[0];
-  s.t = q.dims[1];
-  s.h = q.dims[2];
-  s.d = q.dims[3];
-  s.s = k.dims[1];
-  s.g = k.dims[2];
-  EXPECT(args, s.g > 0 ? s.h % s.g == 0 : s.h == 0, "query heads a multiple of key heads",
-         std::to_string(s.h) + " and " + std::to_string(s.g));
-  args.shaped(1, {s.b, s.s, s.g, s.d});
-  args.shaped(2, {s.b, s.s, s.g, s.d});
-  if (masked) {
-    args.shaped(3, {s.b, s.s});
-    EXPECT(args, args[3].dtype == DType::u8 || args[3].dtype == DType::boolean, "a mask of u8",
-           args[3].describe());
-    s.mask = args[3].as<uint8_t>();
-  }
-  s.causal = args.integer(1, 0, 1) != 0;
-  s.scale = static_cast<float>(args.attrs[2]);
-  s.window = args.integer(3, 0, INT32_MAX);
-  int64_t keyLength = args.integer(4, -1, s.s);
-  s.length = keyLength < 0 ? s.s : keyLength;
-  s.q = headsOf(args, 0);
-  s.k = headsOf(args, 1);
-  s.v = headsOf(args, 2);
-  return s;
 }
 
 void registerAttention(CudaRegistry& r) {

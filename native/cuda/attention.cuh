@@ -2,6 +2,7 @@
 // with tiles of 64 keys by 256 threads, each of them 4 × 4.
 #pragma once
 
+#include "../common/calls/attention.h"
 #include "device.h"
 #include "matmul.cuh"
 
@@ -20,11 +21,7 @@ struct Heads {
   bool vector;
 };
 
-struct Attend {
-  int64_t b, t, s, h, g, d, length, window;
-  bool causal;
-  float scale;
-  const uint8_t* mask;  // [B, S] or null
+struct Attend : AttentionCall {
   Heads q, k, v;
 
   __device__ __forceinline__ int64_t queryRow() const { return h * d; }
@@ -165,7 +162,6 @@ __device__ __forceinline__ float rowMax(float x) {
 }
 
 // The sizes, settings and inputs of a call, checked.
-Attend checkAttention(const CudaArgs& args);
 Heads headsOf(const CudaArgs& args, size_t i);
 
 // Says whether it took the call: one query a head, in f32 whatever the arithmetic of products.

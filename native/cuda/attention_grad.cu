@@ -159,26 +159,17 @@ __global__ void __launch_bounds__(kAttendThreads, 2) queryGradKernel(Gradient g)
 }  // namespace
 
 void attentionGrad(const CudaArgs& args) {
-  args.atLeast(9, 5);
-  bool masked = args.integer(0, 0, 1) != 0;
-  size_t at = masked ? 4 : 3;
-  args.counts(at + 6, 5);
+  size_t at;
   Gradient g = {};
-  g.s = checkAttention(args);
+  g.s = {attentionGradCall(args, at), headsOf(args, 0), headsOf(args, 1), headsOf(args, 2)};
   const Attend& s = g.s;
   g.y = headsOf(args, at);
-  g.lse = headsOf(args, at + 1).data;
+  g.lse = args[at + 1].data;
   g.lseType = args[at + 1].dtype;
   g.dy = headsOf(args, at + 2);
-  args.shaped(at, {s.b, s.t, s.h, s.d});
-  args.shaped(at + 1, {s.b, s.h, s.t});
-  args.shaped(at + 2, {s.b, s.t, s.h, s.d});
-  args.sameShape(0, at + 3);
-  args.sameShape(1, at + 4);
-  args.sameShape(2, at + 5);
-  g.dq = args.out(at + 3).as<float>();
-  g.dk = args.out(at + 4).as<float>();
-  g.dv = args.out(at + 5).as<float>();
+  g.dq = args[at + 3].as<float>();
+  g.dk = args[at + 4].as<float>();
+  g.dv = args[at + 5].as<float>();
   int64_t rows = s.b * s.h * s.t;
   Workspace held(args.device.memory, static_cast<uint64_t>(rows) * sizeof(float));
   g.delta = held.as<float>();
