@@ -1,4 +1,3 @@
-import type { Tensor } from '../tensor/tensor.js';
 import {
   type Change,
   checkSetting,
@@ -42,36 +41,18 @@ export class AdamW extends Optimizer<AdamWOptions> {
   }
 
   protected apply(
-    p: Tensor,
-    grad: Tensor,
-    state: readonly Tensor[],
-    settings: Required<AdamWOptions>,
-    now: Moment,
-  ): void {
-    p.backend.run('adamw', [grad, p, ...state], this.#attrs(settings, now));
-  }
-
-  protected override applyAll(
     changes: readonly Change[],
-    settings: Required<AdamWOptions>,
-    now: Moment,
+    { betas, eps, weightDecay }: Required<AdamWOptions>,
+    { lr, gradScale }: Moment,
   ): void {
-    const backend = changes[0]?.p.backend;
-    const together =
-      backend?.kernels.has('adamwEach') && changes.every((c) => c.p.backend === backend);
-    if (!backend || !together) {
-      super.applyAll(changes, settings, now);
-      return;
+    const attrs = [lr, betas[0], betas[1], eps, weightDecay, this.updates, gradScale];
+    for (const backend of new Set(changes.map(({ p }) => p.backend))) {
+      const own = changes.filter(({ p }) => p.backend === backend);
+      for (let i = 0; i < own.length; i += TOGETHER) {
+        const some = own.slice(i, i + TOGETHER);
+        const tensors = some.flatMap(({ p, grad, state }) => [grad, p, ...state]);
+        backend.run('adamwEach', tensors, attrs);
+      }
     }
-    const attrs = this.#attrs(settings, now);
-    for (let i = 0; i < changes.length; i += TOGETHER) {
-      const some = changes.slice(i, i + TOGETHER);
-      const tensors = some.flatMap(({ p, grad, state }) => [grad, p, ...state]);
-      backend.run('adamwEach', tensors, attrs);
-    }
-  }
-
-  #attrs({ betas, eps, weightDecay }: Required<AdamWOptions>, { lr, gradScale }: Moment): number[] {
-    return [lr, betas[0], betas[1], eps, weightDecay, this.updates, gradScale];
   }
 }

@@ -88,25 +88,8 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
   /** Throws on bad values of the settings that are the optimizer's own. */
   protected abstract checkSettings(settings: Required<O>): void;
 
-  /**
-   * Changes one parameter in place by its gradient.
-   * @param state the parameter's state tensors, in the order of the slots
-   * @param now with whether the state was made just now, of zeros
-   */
-  protected abstract apply(
-    p: Tensor,
-    grad: Tensor,
-    state: readonly Tensor[],
-    settings: Required<O>,
-    now: Moment & { readonly first: boolean },
-  ): void;
-
-  /** Changes the parameters of one group in place: one after the other, or all in one call. */
-  protected applyAll(changes: readonly Change[], settings: Required<O>, now: Moment): void {
-    for (const { p, grad, state, first } of changes) {
-      this.apply(p, grad, state, settings, { ...now, first });
-    }
-  }
+  /** Changes the parameters of one group in place by their gradients. */
+  protected abstract apply(changes: readonly Change[], settings: Required<O>, now: Moment): void;
 
   *#all(): Generator<[string, Tensor]> {
     for (const g of this.#groups) yield* g.parameters;
@@ -132,7 +115,7 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
         const first = !this.#state.has(name);
         changes.push({ p, grad: p.grad, state: this.#stateOf(name, p), first });
       }
-      this.applyAll(changes, settings, { lr: settings.lr * lrFactor, gradScale });
+      this.apply(changes, settings, { lr: settings.lr * lrFactor, gradScale });
       for (const { p } of changes) p.storage.version++;
     }
   }

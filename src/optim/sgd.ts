@@ -1,5 +1,11 @@
-import type { Tensor } from '../tensor/tensor.js';
-import { checkSetting, type Group, Optimizer, type OptimizerOptions } from './optimizer.js';
+import {
+  type Change,
+  checkSetting,
+  type Group,
+  type Moment,
+  Optimizer,
+  type OptimizerOptions,
+} from './optimizer.js';
 
 /** Settings of one group of parameters. */
 export interface SGDOptions extends OptimizerOptions {
@@ -24,13 +30,13 @@ export class SGD extends Optimizer<SGDOptions> {
   }
 
   protected apply(
-    p: Tensor,
-    grad: Tensor,
-    state: readonly Tensor[],
+    changes: readonly Change[],
     { momentum, weightDecay }: Required<SGDOptions>,
-    { lr, gradScale, first }: { lr: number; gradScale: number; first: boolean },
+    { lr, gradScale }: Moment,
   ): void {
-    const attrs = [lr, momentum, weightDecay, gradScale, first ? 1 : 0];
-    p.backend.run('sgd', [grad, p, ...state], attrs);
+    for (const { p, grad, state, first } of changes) {
+      const attrs = [lr, momentum, weightDecay, gradScale, first ? 1 : 0];
+      p.backend.run('sgd', [grad, p, ...state], attrs);
+    }
   }
 }
