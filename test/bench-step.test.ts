@@ -61,7 +61,10 @@ onNative('a profile has the calls, and what they cost beside their work', () => 
 });
 
 const WRONG: readonly [string[], string][] = [
-  [['--model', 'gpt5'], '--model gpt2, smollm2-135m, llama-1b, tiny or a config.json, received gpt5'],
+  [
+    ['--model', 'gpt5'],
+    '--model gpt2, smollm2-135m, llama-1b, tiny or a config.json, received gpt5',
+  ],
   [['--steps', '0'], '--steps a whole number above 0, received 0'],
   [['--label-share', '2'], '--label-share above 0, at most 1, received 2'],
   [['--compute', 'fp8'], '--compute exact or bf16, received fp8'],
