@@ -1,4 +1,6 @@
 // Matrix products: matmul with batches and transposes, and linear. Blocks of the output are tasks.
+#include "../common/calls/matmul.h"
+
 #include <algorithm>
 #include <atomic>
 #include <utility>
@@ -287,26 +289,13 @@ bool emptyDepth(const GemmTask& g, int64_t rows, int64_t cols) {
   return true;
 }
 
-// Offsets of each batch of y in an input whose batch axes broadcast.
-std::vector<int64_t> batchOffsets(const Args& args, size_t i) {
-  const View &x = args[i], &y = args[2];
-  int64_t strides[kMaxRank] = {}, step = x.dims[x.rank - 1] * x.dims[x.rank - 2];
-  int axes = y.rank - 2, own = x.rank - 2;
-  EXPECT(args, own <= axes,
-         "tensor " + std::to_string(i) + " with at most the axes of " + y.describe(), x.describe());
-  for (int d = axes - 1, s = own - 1; d >= 0; d--, s--) {
-    int64_t size = s >= 0 ? x.dims[s] : 1;
-    EXPECT(args, size == 1 || size == y.dims[d], "batch axes that broadcast to " + y.describe(),
-           x.describe());
-    strides[d] = size == 1 ? 0 : step;
-    step *= size;
-  }
-  int64_t batch = y.product(0, axes);
-  std::vector<int64_t> offsets(static_cast<size_t>(batch));
-  for (int64_t b = 0; b < batch; b++) {
+// Offsets of each batch of y in an input of these steps.
+std::vector<int64_t> batchOffsets(const MatmulCall& p, const View& y, const int64_t* steps) {
+  std::vector<int64_t> offsets(static_cast<size_t>(p.batches));
+  for (int64_t b = 0; b < p.batches; b++) {
     int64_t rest = b, at = 0;
-    for (int d = axes - 1; d >= 0; d--) {
-      at += rest % y.dims[d] * strides[d];
+    for (int d = p.batchAxes - 1; d >= 0; d--) {
+      at += rest % y.dims[d] * steps[d];
       rest /= y.dims[d];
     }
     offsets[static_cast<size_t>(b)] = at;
@@ -315,60 +304,33 @@ std::vector<int64_t> batchOffsets(const Args& args, size_t i) {
 }
 
 void matmul(const Args& args) {
-  args.counts(3, 4);
-  const View &a = args[0], &b = args[1], &y = args.out(2);
-  bool ta = args.integer(0, 0, 1) != 0, tb = args.integer(1, 0, 1) != 0;
-  EXPECT(args, isFloat(a.dtype) && isFloat(b.dtype), "factors of f32, f16 or bf16",
-         a.describe() + " and " + b.describe());
-  EXPECT(args, a.rank >= 2 && b.rank >= 2 && y.rank >= 2, "matrices",
-         a.describe() + ", " + b.describe() + " and " + y.describe());
-  int64_t m = a.dim(ta ? -1 : -2), k = a.dim(ta ? -2 : -1), n = b.dim(tb ? -2 : -1);
-  EXPECT(args, b.dim(tb ? -1 : -2) == k,
-         "[.., " + std::to_string(k) + "] to meet [" + std::to_string(k) + ", ..]",
-         a.describe() + " and " + b.describe());
-  EXPECT(args, y.dim(-2) == m && y.dim(-1) == n,
-         "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]", y.describe());
-  std::vector<int64_t> aOffsets = batchOffsets(args, 0), bOffsets = batchOffsets(args, 1);
-  GemmTask g =
-      gemmTask(m, n, k, {a.data, static_cast<int>(a.dtype), ta ? 1 : k, ta ? m : 1},
-               {b.data, static_cast<int>(b.dtype), tb ? 1 : n, tb ? k : 1}, y.as<float>(), n);
-  g.alpha = static_cast<float>(args.attrs[2]);
-  g.accumulate = args.integer(3, 0, 1) != 0;
-  int64_t batch = static_cast<int64_t>(aOffsets.size());
-  if (emptyDepth(g, batch * m, n)) return;
-  bool whole = a.rank == y.rank && a.product(0, a.rank - 2) == batch;
-  if (batch > 1 && !ta && whole && b.product(0, b.rank - 2) == 1) {
-    g.m = batch * m;  // one tall product
-    batch = 1;
+  MatmulCall p = matmulCall(args);
+  const View &a = args[0], &b = args[1], &y = args[2];
+  GemmTask g = gemmTask(p.m, p.n, p.k,
+                        {a.data, static_cast<int>(a.dtype), p.transA ? 1 : p.k, p.transA ? p.m : 1},
+                        {b.data, static_cast<int>(b.dtype), p.transB ? 1 : p.n, p.transB ? p.k : 1},
+                        y.as<float>(), p.n);
+  g.alpha = p.alpha;
+  g.accumulate = p.accumulate;
+  if (emptyDepth(g, p.batches * p.m, p.n)) return;
+  if (p.tall || p.batches == 1) {
+    g.m *= p.batches;
+    return product(args.context, g, a.count, b.count, {1, nullptr, nullptr});
   }
-  Batched s = {batch, nullptr, nullptr};
-  if (batch != 1) s = {batch, aOffsets.data(), bOffsets.data()};
-  product(args.context, g, a.count, b.count, s);
+  std::vector<int64_t> aOffsets = batchOffsets(p, y, p.aSteps),
+                       bOffsets = batchOffsets(p, y, p.bSteps);
+  product(args.context, g, a.count, b.count, {p.batches, aOffsets.data(), bOffsets.data()});
 }
 
 void linear(const Args& args) {
-  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
-  args.counts(args.count, args.attrCount ? 1 : 0);
-  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
-  const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
-  EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
-         x.describe() + " and " + w.describe());
-  EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
-         x.describe() + ", " + w.describe() + " and " + y.describe());
-  int64_t k = x.last(), n = w.dims[turned ? 1 : 0], m = x.rows();
-  EXPECT(args, w.dims[turned ? 0 : 1] == k,
-         turned ? "a weight of [" + std::to_string(k) + ", O]"
-                : "a weight of [O, " + std::to_string(k) + "]",
-         w.describe());
-  EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]",
-         y.describe());
-  if (biased) args.shaped(2, {n});
-  Floats bias = biased ? floats(args, 2) : Floats(nullptr);
-  GemmTask g = gemmTask(m, n, k, {x.data, static_cast<int>(x.dtype), k, 1},
-                        {w.data, static_cast<int>(w.dtype), turned ? n : 1, turned ? 1 : k},
-                        y.as<float>(), n);
+  LinearCall p = linearCall(args);
+  const View &x = args[0], &w = args[1];
+  Floats bias = p.biased ? floats(args, 2) : Floats(nullptr);
+  GemmTask g = gemmTask(p.m, p.n, p.k, {x.data, static_cast<int>(x.dtype), p.k, 1},
+                        {w.data, static_cast<int>(w.dtype), p.turned ? p.n : 1, p.turned ? 1 : p.k},
+                        p.y.as<float>(), p.n);
   g.bias = bias;
-  if (emptyDepth(g, m, n)) return;
+  if (emptyDepth(g, p.m, p.n)) return;
   product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
 }
 

@@ -2,6 +2,7 @@
 // y, and where those are few, along k, too; the parts of a sum are added in order.
 #include <algorithm>
 
+#include "../common/calls/matmul.h"
 #include "matmul.cuh"
 
 namespace lowrank {
@@ -209,22 +210,6 @@ void fewRows(const CudaArgs& args, const Product& p, const Cut& cut) {
   }
 }
 
-// How far each batch axis of y moves in an input whose batch axes broadcast.
-void batchSteps(const CudaArgs& args, size_t i, int64_t* steps) {
-  const View &x = args[i], &y = args[2];
-  int64_t step = x.dims[x.rank - 1] * x.dims[x.rank - 2];
-  int axes = y.rank - 2, own = x.rank - 2;
-  EXPECT(args, own <= axes,
-         "tensor " + std::to_string(i) + " with at most the axes of " + y.describe(), x.describe());
-  for (int d = axes - 1, s = own - 1; d >= 0; d--, s--) {
-    int64_t size = s >= 0 ? x.dims[s] : 1;
-    EXPECT(args, size == 1 || size == y.dims[d], "batch axes that broadcast to " + y.describe(),
-           x.describe());
-    steps[d] = size == 1 ? 0 : step;
-    step *= size;
-  }
-}
-
 void product(const CudaArgs& args, const Product& p) {
   int64_t all = p.batches.count * p.m * p.n;
   if (all == 0) return;
@@ -234,71 +219,46 @@ void product(const CudaArgs& args, const Product& p) {
 }
 
 void matmul(const CudaArgs& args) {
-  args.counts(3, 4);
-  const View &a = args[0], &b = args[1], &y = args.out(2);
-  bool ta = args.integer(0, 0, 1) != 0, tb = args.integer(1, 0, 1) != 0;
-  EXPECT(args, isFloat(a.dtype) && isFloat(b.dtype), "factors of f32, f16 or bf16",
-         a.describe() + " and " + b.describe());
-  EXPECT(args, a.rank >= 2 && b.rank >= 2 && y.rank >= 2, "matrices",
-         a.describe() + ", " + b.describe() + " and " + y.describe());
-  int64_t m = a.dim(ta ? -1 : -2), k = a.dim(ta ? -2 : -1), n = b.dim(tb ? -2 : -1);
-  EXPECT(args, b.dim(tb ? -1 : -2) == k,
-         "[.., " + std::to_string(k) + "] to meet [" + std::to_string(k) + ", ..]",
-         a.describe() + " and " + b.describe());
-  EXPECT(args, y.dim(-2) == m && y.dim(-1) == n,
-         "an output of [.., " + std::to_string(m) + ", " + std::to_string(n) + "]", y.describe());
+  MatmulCall c = matmulCall(args);
+  const View &a = args[0], &b = args[1], &y = args[2];
   Product p = {};
-  p.m = m;
-  p.n = n;
-  p.k = k;
-  p.a = {a.data, a.dtype, ta ? 1 : k, ta ? m : 1, a.count};
-  p.b = {b.data, b.dtype, tb ? 1 : n, tb ? k : 1, b.count};
+  p.m = c.m;
+  p.n = c.n;
+  p.k = c.k;
+  p.a = {a.data, a.dtype, c.transA ? 1 : c.k, c.transA ? c.m : 1, a.count};
+  p.b = {b.data, b.dtype, c.transB ? 1 : c.n, c.transB ? c.k : 1, b.count};
   p.y = y.as<float>();
-  p.alpha = static_cast<float>(args.attrs[2]);
-  p.accumulate = args.integer(3, 0, 1) != 0;
-  p.batches.axes = y.rank - 2;
-  p.batches.count = y.product(0, y.rank - 2);
-  for (int d = 0; d < y.rank - 2; d++) p.batches.dims[d] = y.dims[d];
-  batchSteps(args, 0, p.batches.a);
-  batchSteps(args, 1, p.batches.b);
-  bool whole = a.rank == y.rank && a.product(0, a.rank - 2) == p.batches.count;
-  if (!ta && whole && b.product(0, b.rank - 2) == 1) {
-    p.m *= p.batches.count;  // one tall product
-    p.batches = {};
+  p.alpha = c.alpha;
+  p.accumulate = c.accumulate;
+  if (c.tall) {
+    p.m *= c.batches;
     p.batches.count = 1;
+    return product(args, p);
+  }
+  p.batches.axes = c.batchAxes;
+  p.batches.count = c.batches;
+  for (int d = 0; d < c.batchAxes; d++) {
+    p.batches.dims[d] = y.dims[d];
+    p.batches.a[d] = c.aSteps[d];
+    p.batches.b[d] = c.bSteps[d];
   }
   product(args, p);
 }
 
 void linear(const CudaArgs& args) {
-  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
-  args.counts(args.count, args.attrCount ? 1 : 0);
-  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
-  const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
-  EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
-         x.describe() + " and " + w.describe());
-  EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
-         x.describe() + ", " + w.describe() + " and " + y.describe());
-  int64_t k = x.last(), n = w.dims[turned ? 1 : 0], m = x.rows();
-  EXPECT(args, w.dims[turned ? 0 : 1] == k,
-         turned ? "a weight of [" + std::to_string(k) + ", O]"
-                : "a weight of [O, " + std::to_string(k) + "]",
-         w.describe());
-  EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]",
-         y.describe());
+  LinearCall c = linearCall(args);
+  const View &x = args[0], &w = args[1];
   Product p = {};
-  if (biased) {
-    args.shaped(2, {n});
-    EXPECT(args, isFloat(args[2].dtype), "tensor 2 of f32, f16 or bf16", args[2].describe());
+  if (c.biased) {
     p.bias = args[2].data;
     p.biasType = args[2].dtype;
   }
-  p.m = m;
-  p.n = n;
-  p.k = k;
-  p.a = {x.data, x.dtype, k, 1, x.count};
-  p.b = {w.data, w.dtype, turned ? n : 1, turned ? 1 : k, w.count};
-  p.y = y.as<float>();
+  p.m = c.m;
+  p.n = c.n;
+  p.k = c.k;
+  p.a = {x.data, x.dtype, c.k, 1, x.count};
+  p.b = {w.data, w.dtype, c.turned ? c.n : 1, c.turned ? 1 : c.k, w.count};
+  p.y = c.y.as<float>();
   p.alpha = 1;
   p.batches.count = 1;
   product(args, p);
