@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../common/calls/low_rank.h"
 #include "kernels.h"
 
 namespace lowrank {
@@ -344,23 +345,9 @@ struct Work {
 // Checks an A [r, in] or B [out, r] and gives it as f32.
 const float* sideOf(const Args& args, size_t i, int64_t& r, int64_t width, bool isA,
                     std::vector<Floats>& held) {
-  const View& v = args[i];
-  bool fits = isFloat(v.dtype) && v.rank == 2 && v.dims[isA ? 1 : 0] == width;
-  EXPECT(args, fits && (r < 0 || v.dims[isA ? 0 : 1] == r),
-         isA ? "A [r, " + std::to_string(width) + "]"
-             : "B [" + std::to_string(width) + ", " + (r < 0 ? "r" : std::to_string(r)) + "]",
-         v.describe());
-  r = v.dims[isA ? 0 : 1];
+  checkSide(args, i, r, width, isA);
   held.push_back(floats(args, i));
   return held.back();
-}
-
-void checkBatch(const Args& args, const View& wide, const View& like, const char* expected) {
-  View same = wide;
-  if (wide.rank > 0 && like.rank > 0) same.dims[wide.rank - 1] = like.last();
-  same.dtype = like.dtype;
-  EXPECT(args, wide.rank >= 2 && same.sameShape(like), expected,
-         wide.describe() + " and " + like.describe());
 }
 
 // Rows of h [N, R] of each adapter's numbers; zeros behind those of a lower rank and in idle rows.
@@ -532,21 +519,13 @@ struct Gradients {
     adapter = 0;
     for (Pair& p : pairs) {
       int64_t& r = ranks[adapter++];
-      if (p.modeA != Mode::none) p.dA = output(args, outputs++, r, in, true);
-      if (p.modeB != Mode::none) p.dB = output(args, outputs++, r, out, false);
+      if (p.modeA != Mode::none) p.dA = sideGrad(args, outputs++, r, in, true);
+      if (p.modeB != Mode::none) p.dB = sideGrad(args, outputs++, r, out, false);
       p.r = std::max<int64_t>(r, 0);
       most = std::max(most, p.r);
       EXPECT(args, p.modeB == Mode::none || p.r <= hWidth, "ranks up to h's",
              std::to_string(p.r) + " beyond " + std::to_string(hWidth));
     }
-  }
-
-  static float* output(const Args& args, size_t i, int64_t& r, int64_t width, bool isA) {
-    const View& v = args.out(i);
-    bool fits = v.rank == 2 && v.dims[isA ? 1 : 0] == width && (r < 0 || v.dims[isA ? 0 : 1] == r);
-    EXPECT(args, fits, isA ? "dA of A's shape" : "dB of B's shape", v.describe());
-    r = v.dims[isA ? 0 : 1];
-    return v.as<float>();
   }
 };
 

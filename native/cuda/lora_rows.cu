@@ -177,24 +177,6 @@ bool fours(const View& x, int64_t step) {
 
 Side sideOfA(const View& a) { return {a.data, a.dtype, a.dims[1], 1, fours(a, a.dims[1])}; }
 
-void checkSide(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA) {
-  const View& v = args[i];
-  bool fits = isFloat(v.dtype) && v.rank == 2 && v.dims[isA ? 1 : 0] == width;
-  EXPECT(args, fits && (r < 0 || v.dims[isA ? 0 : 1] == r),
-         isA ? "A [r, " + std::to_string(width) + "]"
-             : "B [" + std::to_string(width) + ", " + (r < 0 ? "r" : std::to_string(r)) + "]",
-         v.describe());
-  r = v.dims[isA ? 0 : 1];
-}
-
-void checkBatch(const CudaArgs& args, const View& wide, const View& like, const char* expected) {
-  View same = wide;
-  if (wide.rank > 0 && like.rank > 0) same.dims[wide.rank - 1] = like.last();
-  same.dtype = like.dtype;
-  EXPECT(args, wide.rank >= 2 && same.sameShape(like), expected,
-         wide.describe() + " and " + like.describe());
-}
-
 std::vector<Segment> segmentsOf(const CudaArgs& args, size_t adapters, size_t first, int64_t batch,
                                 int64_t each) {
   std::vector<Segment> segments;

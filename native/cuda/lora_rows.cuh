@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../common/calls/low_rank.h"
 #include "matmul.cuh"
 
 namespace lowrank {
@@ -61,11 +62,6 @@ void byLaunch(const std::vector<Segment>& segments, const T& task, F&& f) {
 // Whether four neighbours of a row may be read at once.
 bool fours(const View& x, int64_t step);
 Side sideOfA(const View& a);
-
-// Checks an A [r, in] or B [out, r] whose rank is r, or becomes it where that is negative.
-void checkSide(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA);
-// Checks two tensors that differ in their last axis alone.
-void checkBatch(const CudaArgs& args, const View& wide, const View& like, const char* expected);
 
 // Neighbouring rows of one adapter, by the attributes from `first` on; each has the group in slot.
 std::vector<Segment> segmentsOf(const CudaArgs& args, size_t adapters, size_t first, int64_t batch,

@@ -182,21 +182,13 @@ struct Gradients {
       }
     }
     for (Adapter& p : all) {
-      if (p.modeA != Mode::none) p.dA = output(args, outputs++, p.r, in, true);
-      if (p.modeB != Mode::none) p.dB = output(args, outputs++, p.r, out, false);
+      if (p.modeA != Mode::none) p.dA = sideGrad(args, outputs++, p.r, in, true);
+      if (p.modeB != Mode::none) p.dB = sideGrad(args, outputs++, p.r, out, false);
       p.r = std::max<int64_t>(p.r, 0);
       most = std::max(most, p.r);
       EXPECT(args, p.modeB == Mode::none || p.r <= h->last(), "ranks up to h's",
              std::to_string(p.r) + " beyond " + std::to_string(h ? h->last() : 0));
     }
-  }
-
-  static float* output(const CudaArgs& args, size_t i, int64_t& r, int64_t width, bool isA) {
-    const View& v = args.out(i);
-    bool fits = v.rank == 2 && v.dims[isA ? 1 : 0] == width && (r < 0 || v.dims[isA ? 0 : 1] == r);
-    EXPECT(args, fits, isA ? "dA of A's shape" : "dB of B's shape", v.describe());
-    r = v.dims[isA ? 0 : 1];
-    return v.as<float>();
   }
 };
 
