@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../common/calls/low_rank.h"
 #include "kernels.h"
 
 namespace lowrank {
@@ -22,27 +23,12 @@ const float* widened(const IsaTable& isa, const View& x, int64_t from, int64_t n
   return block;
 }
 
-// Checks pairs A [r, in] and B [out, r] from tensor `first` on.
-void checkPairs(const Args& args, size_t first, size_t pairs, int64_t in, int64_t out) {
-  for (size_t i = 0; i < pairs; i++) {
-    const View &a = args[first + 2 * i], &b = args[first + 2 * i + 1];
-    bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
-                a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
-    EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
-           a.describe() + " and " + b.describe());
-  }
-}
-
 // W + sum of s_i B_i A_i for a stored W [rows, cols] = [out, in], or [in, out] where transposed, a
 // tile at a time. The side that runs along the columns is laid out by tiles once.
 class LowRankSum {
  public:
   LowRankSum(const Args& args, size_t pairs, bool transposed, const double* scales)
       : args_(args), w_(args[0]), pairs_(pairs), transposed_(transposed), scales_(scales) {
-    EXPECT(args, w_.rank == 2 && isFloat(w_.dtype), "W [out, in] of f32, f16 or bf16",
-           w_.describe());
-    checkPairs(args, 1, pairs, transposed ? w_.dims[0] : w_.dims[1],
-               transposed ? w_.dims[1] : w_.dims[0]);
     for (size_t i = 0; i < pairs; i++) rank_ += args[1 + 2 * i].dims[0];
     for (size_t i = 0; i < 2 * pairs; i++) factors_.push_back(floats(args, 1 + i));
     layOut();
@@ -142,14 +128,8 @@ class LowRankSum {
 
 // y = W + sum of s_i B_i A_i, rounded once; ok [1] tells whether all of y is finite.
 void mergeLowRank(const Args& args) {
-  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "W, pairs of A and B, y and ok",
-         std::to_string(args.count) + " tensors");
-  size_t pairs = (args.count - 3) / 2;
-  args.counts(args.count, 1 + pairs);
-  const View &y = args.writable(args.count - 2), &ok = args.out(args.count - 1, DType::i32);
-  args.sameShape(0, args.count - 2);
-  args.shaped(args.count - 1, {1});
-  EXPECT(args, isFloat(y.dtype), "y of f32, f16 or bf16", y.describe());
+  size_t pairs = mergePairs(args);
+  const View &y = args[args.count - 2], &ok = args[args.count - 1];
   LowRankSum sum(args, pairs, args.integer(0, 0, 1) != 0, args.attrs + 1);
   int64_t own = (sum.sideFloats() + 15) / 16 * 16;
   Workspace held(args.context.memory, static_cast<uint64_t>(own) * sizeof(float) *
@@ -168,11 +148,9 @@ void mergeLowRank(const Args& args) {
 
 // n [out] = the lengths of the rows of W + s B A [out, in], summed in f64.
 void lowRankNorms(const Args& args) {
-  args.counts(4, 2);
+  checkNorms(args);
   bool transposed = args.integer(0, 0, 1) != 0;
   LowRankSum sum(args, 1, transposed, args.attrs + 1);
-  args.out(3);
-  args.shaped(3, {transposed ? sum.cols() : sum.rows()});
   float* lengths = args[3].as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t side = (sum.sideFloats() + 15) / 16 * 16;

@@ -2,6 +2,7 @@
 // everything beside it is of rank r.
 #include <algorithm>
 
+#include "../common/calls/low_rank.h"
 #include "matmul.cuh"
 
 namespace lowrank {
@@ -172,21 +173,6 @@ __global__ void __launch_bounds__(kThreads)
   lengths[row] = static_cast<float>(sqrt(sum));
 }
 
-bool fours(const View& x, int64_t step) {
-  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
-}
-
-// Checks pairs A [r, in] and B [out, r] from tensor `first` on.
-void checkPairs(const CudaArgs& args, size_t first, size_t pairs, int64_t in, int64_t out) {
-  for (size_t i = 0; i < pairs; i++) {
-    const View &a = args[first + 2 * i], &b = args[first + 2 * i + 1];
-    bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
-                a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
-    EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
-           a.describe() + " and " + b.describe());
-  }
-}
-
 // W and the pairs [from, to) of a call whose tensors begin with W and the pairs; scales begin at
 // attribute 1. The rows of the sum are W's where `asStored`, else those of B.
 LowRankSum sumOf(const CudaArgs& args, size_t from, size_t to, bool asStored) {
@@ -211,24 +197,10 @@ LowRankSum sumOf(const CudaArgs& args, size_t from, size_t to, bool asStored) {
   return p;
 }
 
-void checkWeight(const CudaArgs& args, size_t pairs) {
-  const View& w = args[0];
-  bool transposed = args.integer(0, 0, 1) != 0;
-  EXPECT(args, w.rank == 2 && isFloat(w.dtype), "W [out, in] of f32, f16 or bf16", w.describe());
-  checkPairs(args, 1, pairs, w.dims[transposed ? 0 : 1], w.dims[transposed ? 1 : 0]);
-}
-
 // y = W + Σ s_i B_i A_i, rounded once; ok [1] tells whether all of y is finite.
 void mergeLowRank(const CudaArgs& args) {
-  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "W, pairs of A and B, y and ok",
-         std::to_string(args.count) + " tensors");
-  size_t pairs = (args.count - 3) / 2;
-  args.counts(args.count, 1 + pairs);
-  const View &y = args.writable(args.count - 2), &ok = args.out(args.count - 1, DType::i32);
-  args.sameShape(0, args.count - 2);
-  args.shaped(args.count - 1, {1});
-  EXPECT(args, isFloat(y.dtype), "y of f32, f16 or bf16", y.describe());
-  checkWeight(args, pairs);
+  size_t pairs = mergePairs(args);
+  const View &y = args[args.count - 2], &ok = args[args.count - 1];
   launch(args, setKernel, dim3(1), dim3(1), 0, ok.as<int>(), 1);
   if (y.count == 0) return;
   int64_t tiles = (y.dims[0] + kTile - 1) / kTile * ((y.dims[1] + kTile - 1) / kTile);
@@ -262,12 +234,8 @@ void mergeLowRank(const CudaArgs& args) {
 
 // n [out] = the lengths of the rows of W + s B A [out, in], summed in f64.
 void lowRankNorms(const CudaArgs& args) {
-  args.counts(4, 2);
-  bool transposed = args.integer(0, 0, 1) != 0;
-  checkWeight(args, 1);
+  checkNorms(args);
   LowRankSum p = sumOf(args, 0, 1, false);
-  args.out(3);
-  args.shaped(3, {args[0].dims[transposed ? 1 : 0]});
   if (p.rows == 0) return;
   int64_t down = (p.rows + kTile - 1) / kTile, across = (p.cols + kTile - 1) / kTile;
   int64_t wanted = (2 * args.device.multiprocessors + down - 1) / down;

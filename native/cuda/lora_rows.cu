@@ -171,10 +171,6 @@ void addLowRankRows(const CudaArgs& args) {
 
 }  // namespace
 
-bool fours(const View& x, int64_t step) {
-  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
-}
-
 Side sideOfA(const View& a) { return {a.data, a.dtype, a.dims[1], 1, fours(a, a.dims[1])}; }
 
 std::vector<Segment> segmentsOf(const CudaArgs& args, size_t adapters, size_t first, int64_t batch,

@@ -59,8 +59,6 @@ void byLaunch(const std::vector<Segment>& segments, const T& task, F&& f) {
   }
 }
 
-// Whether four neighbours of a row may be read at once.
-bool fours(const View& x, int64_t step);
 Side sideOfA(const View& a);
 
 // Neighbouring rows of one adapter, by the attributes from `first` on; each has the group in slot.

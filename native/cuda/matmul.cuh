@@ -108,4 +108,9 @@ __device__ __forceinline__ void fragment(const float* row, int apart, float* to)
   }
 }
 
+// Whether four neighbours of a row of a tensor whose rows lie `step` apart may be read at once.
+inline bool fours(const View& x, int64_t step) {
+  return step % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % (4 * dtypeSize(x.dtype)) == 0;
+}
+
 }  // namespace lowrank

@@ -1,4 +1,4 @@
-// The calls of LoRA's branches for rows that name their adapters: what their tensors must fit.
+// The calls of LoRA's branches and merges: what their tensors must fit.
 #pragma once
 
 #include "../call.h"
@@ -32,6 +32,44 @@ inline float* sideGrad(const Call& args, size_t i, int64_t& r, int64_t width, bo
   EXPECT(args, fits, isA ? "dA of A's shape" : "dB of B's shape", v.describe());
   r = v.dims[isA ? 0 : 1];
   return v.as<float>();
+}
+
+// W [out, in] as tensor 0 ([in, out] where attribute 0 is 1) and pairs of A [r, in] and B [out, r].
+inline void checkWeight(const Call& args, size_t pairs) {
+  const View& w = args[0];
+  bool transposed = args.integer(0, 0, 1) != 0;
+  EXPECT(args, w.rank == 2 && isFloat(w.dtype), "W [out, in] of f32, f16 or bf16", w.describe());
+  int64_t in = w.dims[transposed ? 0 : 1], out = w.dims[transposed ? 1 : 0];
+  for (size_t i = 0; i < pairs; i++) {
+    const View &a = args[1 + 2 * i], &b = args[2 + 2 * i];
+    bool fits = isFloat(a.dtype) && isFloat(b.dtype) && a.rank == 2 && b.rank == 2 &&
+                a.dims[1] == in && b.dims[0] == out && b.dims[1] == a.dims[0];
+    EXPECT(args, fits, "A [r, " + std::to_string(in) + "] and B [" + std::to_string(out) + ", r]",
+           a.describe() + " and " + b.describe());
+  }
+}
+
+// W and pairs into y and ok [1]; answers how many pairs.
+inline size_t mergePairs(const Call& args) {
+  EXPECT(args, args.count >= 3 && args.count % 2 == 1, "W, pairs of A and B, y and ok",
+         std::to_string(args.count) + " tensors");
+  size_t pairs = (args.count - 3) / 2;
+  args.counts(args.count, 1 + pairs);
+  const View& y = args.writable(args.count - 2);
+  args.out(args.count - 1, DType::i32);
+  args.sameShape(0, args.count - 2);
+  args.shaped(args.count - 1, {1});
+  EXPECT(args, isFloat(y.dtype), "y of f32, f16 or bf16", y.describe());
+  checkWeight(args, pairs);
+  return pairs;
+}
+
+// W and one pair into the lengths of the rows of the sum, [out].
+inline void checkNorms(const Call& args) {
+  args.counts(4, 2);
+  checkWeight(args, 1);
+  args.out(3);
+  args.shaped(3, {args[0].dims[args.integer(0, 0, 1) != 0 ? 1 : 0]});
 }
 
 }  // namespace lowrank
