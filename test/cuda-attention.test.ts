@@ -26,6 +26,8 @@ interface Case {
   readonly keyLength?: number;
   /** Hides the keys j of row i with (3i + j) mod 4 = 0. */
   readonly masked?: boolean;
+  /** Sets an element of an input, of row `at` of head 0 of the first batch. */
+  readonly bad?: readonly (readonly [input: 'q' | 'k' | 'v' | 'dy', at: number, value: number])[];
   /** Every score is 0: the weights of what is seen are equal, and exact in bf16. */
   readonly flat?: boolean;
 }
@@ -56,16 +58,17 @@ function attend(c: Case, backend: Backend): { values: Record<Names, number[]>; b
   return scope(() => {
     const [B, T, H, D] = c.q;
     const [S, G] = c.k;
-    const make = (shape: Shape, stream: number, by = 1) =>
-      tensor(
-        rounded(normal({ seed: 9, stream }, numel(shape)), 'bf16').map((v) => v * by),
-        shape,
-        {
-          backend,
-        },
-      );
-    const q = make([B, T, H, D], 1, c.flat ? 0 : 1);
-    const [k, v, dy] = [make([B, S, G, D], 2), make([B, S, G, D], 3), make([B, T, H, D], 4)];
+    const make = (name: 'q' | 'k' | 'v' | 'dy', shape: Shape, stream: number, by = 1) => {
+      const exact = rounded(normal({ seed: 9, stream }, numel(shape)), 'bf16');
+      const values = exact.map((v) => v * by);
+      for (const [input, at, value] of c.bad ?? []) {
+        if (input === name) values[at * (shape[2] as number) * D + 3] = value;
+      }
+      return tensor(values, shape, { backend });
+    };
+    const q = make('q', [B, T, H, D], 1, c.flat ? 0 : 1);
+    const [k, v] = [make('k', [B, S, G, D], 2), make('v', [B, S, G, D], 3)];
+    const dy = make('dy', [B, T, H, D], 4);
     const hidden = Float64Array.from({ length: B * S }, (_, i) =>
       (3 * Math.floor(i / S) + (i % S)) % 4 === 0 ? 0 : 1,
     );
@@ -125,6 +128,65 @@ for (const c of CASES) {
       // A single query is weighed in f32; its gradients are not, up to 128 channels.
       const rounds = c.flat || c.q[3] > 128 || got.bits !== exact.bits;
       assert.ok(rounds, 'the tensor cores took it');
+    } finally {
+      backend.setCompute('exact');
+    }
+  });
+}
+
+const HIDDEN = { q: [1, 140, 2, 24], k: [140, 1], causal: true } as const;
+const LARGE_HIDDEN = { q: [1, 70, 1, 80], k: [70, 1], causal: true, window: 40 } as const;
+
+for (const [title, shape, bad] of [
+  ['v', HIDDEN, [['v', 100, Number.NaN]]],
+  [
+    'v, both infinities',
+    HIDDEN,
+    [
+      ['v', 70, Infinity],
+      ['v', 100, -Infinity],
+    ],
+  ],
+  ['a number above those of bf16 in v', HIDDEN, [['v', 100, 3.4e38]]],
+  ['k', HIDDEN, [['k', 100, Number.NaN]]],
+  ['q', HIDDEN, [['q', 100, Number.NaN]]],
+  ['dy', HIDDEN, [['dy', 100, Number.NaN]]],
+  ['dy, infinite', HIDDEN, [['dy', 70, -Infinity]]],
+  [
+    'v and dy, with a window',
+    LARGE_HIDDEN,
+    [
+      ['v', 10, Infinity],
+      ['dy', 12, Number.NaN],
+    ],
+  ],
+] as const) {
+  onCuda(`compute bf16: ${title} without bounds reaches those alone that see it`, () => {
+    const backend = cuda as NonNullable<typeof cuda>;
+    const c: Case = { title, ...shape, bad };
+    backend.setCompute('bf16');
+    try {
+      const [got, clean] = [attend(c, backend).values, attend({ title, ...shape }, backend).values];
+      // What is seen by whom, by the reference; too large for bf16 is infinite there.
+      const marked = bad.map(
+        ([input, at, value]) => [input, at, Math.abs(value) > 3e38 ? value * 2 : value] as const,
+      );
+      const want = attend({ ...c, bad: marked }, reference).values;
+      let [hidden, seen] = [0, 0];
+      for (const name of ['y', 'lse', 'dq', 'dk', 'dv'] as const) {
+        got[name].forEach((v, i) => {
+          const [w, plain] = [want[name][i] as number, clean[name][i] as number];
+          const what = `${name} ${i} is ${v}, expected ${w}`;
+          const forward = name === 'y' || name === 'lse';
+          assert.ok(Number.isFinite(v) === Number.isFinite(w), what);
+          if (Number.isFinite(w)) hidden++;
+          else seen++;
+          if (!forward) return;
+          if (!Number.isFinite(w)) assert.ok(Object.is(v, w), what);
+          else if (name === 'y') assert.is(v, plain, `${what}: the same bits`);
+        });
+      }
+      assert.ok(hidden > 0 && seen > 0, `${hidden} hidden, ${seen} seen`);
     } finally {
       backend.setCompute('exact');
     }

@@ -12,6 +12,7 @@ constexpr int kStage = 64;  // queries, or keys, of a tile that belongs to a blo
 struct Inputs {
   Attend s;
   PackedHeads q, k, v, dy;
+  Heads raw;  // dy as it was given
   const void* lse;
   DType lseType;
   const float* delta;
@@ -48,6 +49,26 @@ __device__ __forceinline__ void scores(float (&sum)[N][4], Bf16* a, int line0, B
       mmaBf16(sum[j], left, right[0], right[1]);
       mmaBf16(sum[j + 1], left, right[2], right[3]);
     }
+  }
+}
+
+// The values of dy that packing set to 0, added to dv of the keys that their queries see. NaN in q,
+// k or v needs no more: lse, or delta, of the queries that see it has it already.
+__device__ __forceinline__ void addUnbounded(const Inputs& in, int64_t batch, int64_t group,
+                                             int64_t k0, float* dv) {
+  const Attend& s = in.s;
+  int64_t ratio = s.h / s.g, keys = min(k0 + kStage, s.s) - k0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < keys * s.d; i += kMmaThreads) {
+    int64_t key = k0 + i / s.d, c = i % s.d;
+    float more = 0;
+#pragma unroll 1
+    for (int64_t j = 0; j < ratio * s.t; j++) {
+      int64_t head = group * ratio + j / s.t, query = j % s.t;
+      float x = oneAt(in.raw.data, in.raw.type, ((batch * s.t + query) * s.h + head) * s.d + c);
+      if (isUnbounded(x) && s.sees(batch, query, key)) more += widen(narrow<Bf16>(x));
+    }
+    if (more != 0) dv[((batch * s.s + key) * s.g + group) * s.d + c] += more;
   }
 }
 
@@ -135,6 +156,14 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   const float scale[2] = {s.scale, s.scale}, one[2] = {1, 1};
   storeSums<DP>(dk + at, s.keyRow(), rows, s.d, scale, dkSum);
   storeSums<DP>(dv + at, s.keyRow(), rows, s.d, one, dvSum);
+  bool unbounded = false;
+  for (int64_t i = 0; i < ratio; i++) {
+    unbounded = unbounded || in.dy.unbounded[batch * s.h + group * ratio + i] != 0;
+  }
+  if (unbounded) {
+    __syncthreads();
+    addUnbounded(in, batch, group, k0, dv);
+  }
 }
 
 // dq += dS k: a block for 64 queries of a head, a warp for 16 of them; keys come by tiles of K.
@@ -233,14 +262,20 @@ bool attentionGradMma(const CudaArgs& args, const Attend& s, const Heads& dy, co
   Workspace gradHeld(memory, packedBytes(s.b, s.t, s.h, s.d));
   Workspace kHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
   Workspace vHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
-  Inputs in = {s,
-               packHeads(args, s.q, s.b, s.t, s.h, s.d, nullptr, qHeld.as<Bf16>()),
-               packHeads(args, s.k, s.b, s.s, s.g, s.d, s.mask, kHeld.as<Bf16>()),
-               packHeads(args, s.v, s.b, s.s, s.g, s.d, s.mask, vHeld.as<Bf16>()),
-               packHeads(args, dy, s.b, s.t, s.h, s.d, nullptr, gradHeld.as<Bf16>()),
-               lse,
-               lseType,
-               delta};
+  // Flags of dy, and one set for all others, that nobody reads.
+  int64_t heads = s.b * s.h;
+  Workspace flags(memory, static_cast<uint64_t>(2 * heads) * sizeof(int));
+  int *ofDy = flags.as<int>(), *others = ofDy + heads;
+  Inputs in = {
+      s,
+      packHeads(args, s.q, s.b, s.t, s.h, s.d, nullptr, qHeld.as<Bf16>(), others, ofDy, heads),
+      packHeads(args, s.k, s.b, s.s, s.g, s.d, s.mask, kHeld.as<Bf16>(), others),
+      packHeads(args, s.v, s.b, s.s, s.g, s.d, s.mask, vHeld.as<Bf16>(), others),
+      packHeads(args, dy, s.b, s.t, s.h, s.d, nullptr, gradHeld.as<Bf16>(), ofDy),
+      dy,
+      lse,
+      lseType,
+      delta};
   if (s.d <= 64) {
     backward<64, 64>(args, in, dq, dk, dv);
   } else {

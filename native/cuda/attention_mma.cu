@@ -1,5 +1,7 @@
 // Attention on the tensor cores: the running softmax stays in registers, keys and values are copied
 // into shared memory a tile ahead.
+#include <algorithm>
+
 #include "attention_mma.cuh"
 
 namespace lowrank {
@@ -9,25 +11,61 @@ namespace {
 constexpr int kPackThreads = 256;
 constexpr int kKeys = 64;  // of a tile
 
+// What a packing writes besides the rows.
+struct Packing {
+  const uint8_t* mask;
+  int* unbounded;  // null: NaN and infinities are kept
+  int* cleared;    // `clears` numbers to set to 0, or null
+  int64_t clears;
+};
+
 __global__ void __launch_bounds__(kPackThreads)
-    packKernel(Heads x, int64_t b, int64_t rows, int64_t heads, int64_t d, int padded,
-               const uint8_t* mask, Bf16* to) {
+    packKernel(Heads x, int64_t b, int64_t rows, int64_t heads, int64_t d, int padded, Packing p,
+               Bf16* to) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  if (i < p.clears) p.cleared[i] = 0;
   int chunks = padded / 8;
   int64_t line = i / chunks, c = i % chunks * 8;
   if (line >= b * heads * rows) return;
   int64_t row = line % rows, head = line / rows % heads, batch = line / (rows * heads);
   uint32_t out[4] = {};
-  if (!mask || mask[batch * rows + row] != 0) {
+  if (!p.mask || p.mask[batch * rows + row] != 0) {
     int64_t at = ((batch * rows + row) * heads + head) * d + c;
     float4 low = fourAt(x.data, x.type, at, d - c, x.vector);
     float4 high = fourAt(x.data, x.type, at + 4, d - c - 4, x.vector);
-    out[0] = packBf16(low.x, low.y);
-    out[1] = packBf16(low.z, low.w);
-    out[2] = packBf16(high.x, high.y);
-    out[3] = packBf16(high.z, high.w);
+    float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    bool all = true;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      if (p.unbounded && isUnbounded(v[j])) {
+        v[j] = 0;
+        all = false;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) out[j] = packBf16(v[2 * j], v[2 * j + 1]);
+    // Whoever writes it writes the same.
+    if (!all) p.unbounded[batch * heads + head] = 1;
   }
   *reinterpret_cast<uint4*>(to + line * padded + c) = make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+// The values that packing set to 0, added for the queries that see them: a weight is positive, so
+// that it changes neither NaN nor an infinity.
+__device__ __forceinline__ void addUnbounded(const Attend& s, int64_t batch, int64_t head,
+                                             int64_t q0, int64_t rows, float* y) {
+  int64_t group = head / (s.h / s.g);
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < rows * s.d; i += kMmaThreads) {
+    int64_t query = q0 + i / s.d, c = i % s.d;
+    float more = 0;
+#pragma unroll 1
+    for (int64_t key = s.first(query); key < s.last(query); key++) {
+      float v = oneAt(s.v.data, s.v.type, ((batch * s.s + key) * s.g + group) * s.d + c);
+      if (isUnbounded(v) && s.sees(batch, query, key)) more += widen(narrow<Bf16>(v));
+    }
+    if (more != 0) y[((batch * s.t + query) * s.h + head) * s.d + c] += more;
+  }
 }
 
 // A block for 64·MT queries of a head, a warp for 16·MT of them.
@@ -48,17 +86,20 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   const Bf16* vAt = v.data + (batch * s.g + group) * s.s * DP;
   int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   int row0 = static_cast<int>(threadIdx.x) / kWarp * 16 * MT;
-  int64_t rows = min(static_cast<int64_t>(kQueries), s.t - q0);
-  int64_t begin = s.first(q0) / kKeys * kKeys, end = s.last(q0 + rows - 1);
+  int rows = static_cast<int>(min(static_cast<int64_t>(kQueries), s.t - q0));
+  int length = static_cast<int>(s.length);
+  int begin = static_cast<int>(s.first(q0)) / kKeys * kKeys;
+  int end = static_cast<int>(s.last(q0 + rows - 1));
   // What this warp's own queries see.
   int64_t ownLast = min(q0 + row0 + 16 * MT, s.t) - 1;
-  int64_t ownEnd = ownLast < q0 + row0 ? 0 : s.last(ownLast), ownBegin = s.first(q0 + row0);
+  int ownEnd = ownLast < q0 + row0 ? 0 : static_cast<int>(s.last(ownLast));
+  int ownBegin = static_cast<int>(s.first(q0 + row0));
   float factor = s.scale * kLog2E;
 
   copyTile<DP, kQueries>(queries, qAt, rows);
-  copyTile<DP, kKeys>(keys, kAt + begin * DP, min(static_cast<int64_t>(kKeys), s.length - begin));
+  copyTile<DP, kKeys>(keys, kAt + static_cast<int64_t>(begin) * DP, min(kKeys, length - begin));
   endCopies();
-  copyTile<DP, kKeys>(values, vAt + begin * DP, min(static_cast<int64_t>(kKeys), s.length - begin));
+  copyTile<DP, kKeys>(values, vAt + static_cast<int64_t>(begin) * DP, min(kKeys, length - begin));
   endCopies();
 
   float top[MT][2], sum[MT][2] = {}, out[MT][DP / 8][4] = {};
@@ -66,11 +107,13 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
 #pragma unroll
   for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY;
   int now = 0;
-  for (int64_t k0 = begin; k0 < end; k0 += kKeys, now ^= 1) {
-    int64_t next = k0 + kKeys, more = max(static_cast<int64_t>(0), s.length - next);
+  for (int k0 = begin; k0 < end; k0 += kKeys, now ^= 1) {
+    int next = k0 + kKeys, more = max(0, length - next);
     copiesLeft<1>();
     __syncthreads();
-    if (next < end) copyTile<DP, kKeys>(keys + (now ^ 1) * kKeys * DP, kAt + next * DP, more);
+    if (next < end)
+      copyTile<DP, kKeys>(keys + (now ^ 1) * kKeys * DP, kAt + static_cast<int64_t>(next) * DP,
+                          more);
     endCopies();
     if (k0 == begin) {
 #pragma unroll
@@ -146,7 +189,9 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     }
     copiesLeft<1>();
     __syncthreads();
-    if (next < end) copyTile<DP, kKeys>(values + (now ^ 1) * kKeys * DP, vAt + next * DP, more);
+    if (next < end)
+      copyTile<DP, kKeys>(values + (now ^ 1) * kKeys * DP, vAt + static_cast<int64_t>(next) * DP,
+                          more);
     endCopies();
     if (!seen) continue;
     Bf16* tile = values + now * kKeys * DP;
@@ -185,6 +230,10 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     storeSums<DP>(y + ((batch * s.t + query) * s.h + head) * s.d, s.queryRow(), s.t - query, s.d,
                   shares, out[m]);
   }
+  if (v.unbounded[batch * s.g + group] != 0) {
+    __syncthreads();
+    addUnbounded(s, batch, head, q0, rows, y);
+  }
 }
 
 template <int DP, int MT>
@@ -199,14 +248,15 @@ void forward(const CudaArgs& args, const Attend& s, PackedHeads q, PackedHeads k
 }  // namespace
 
 PackedHeads packHeads(const CudaArgs& args, const Heads& x, int64_t b, int64_t rows, int64_t heads,
-                      int64_t d, const uint8_t* mask, Bf16* to) {
+                      int64_t d, const uint8_t* mask, Bf16* to, int* unbounded, int* cleared,
+                      int64_t clears) {
   int padded = static_cast<int>(paddedChannels(d));
-  int64_t pieces = b * rows * heads * (padded / 8);
+  int64_t pieces = std::max(b * rows * heads * (padded / 8), clears);
   if (pieces > 0) {
     launch(args, packKernel, dim3(blocksFor(pieces, kPackThreads)), dim3(kPackThreads), 0, x, b,
-           rows, heads, d, padded, mask, to);
+           rows, heads, d, padded, Packing{mask, unbounded, cleared, clears}, to);
   }
-  return {to, heads, rows};
+  return {to, heads, rows, unbounded};
 }
 
 bool attentionMma(const CudaArgs& args, const Attend& s, float* y, float* lse) {
@@ -215,9 +265,13 @@ bool attentionMma(const CudaArgs& args, const Attend& s, float* y, float* lse) {
   Workspace qHeld(memory, packedBytes(s.b, s.t, s.h, s.d));
   Workspace kHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
   Workspace vHeld(memory, packedBytes(s.b, s.s, s.g, s.d));
-  PackedHeads q = packHeads(args, s.q, s.b, s.t, s.h, s.d, nullptr, qHeld.as<Bf16>());
+  Workspace flags(memory, static_cast<uint64_t>(s.b * s.g) * sizeof(int));
+  int* unbounded = flags.as<int>();
+  // Scores of NaN are seen or not one by one: q and k stay as they are.
+  PackedHeads q = packHeads(args, s.q, s.b, s.t, s.h, s.d, nullptr, qHeld.as<Bf16>(), nullptr,
+                            unbounded, s.b * s.g);
   PackedHeads k = packHeads(args, s.k, s.b, s.s, s.g, s.d, s.mask, kHeld.as<Bf16>());
-  PackedHeads v = packHeads(args, s.v, s.b, s.s, s.g, s.d, s.mask, vHeld.as<Bf16>());
+  PackedHeads v = packHeads(args, s.v, s.b, s.s, s.g, s.d, s.mask, vHeld.as<Bf16>(), unbounded);
   if (s.d <= 64) {
     forward<64, 2>(args, s, q, k, v, y, lse);
   } else {

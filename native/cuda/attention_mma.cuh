@@ -15,7 +15,14 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 struct PackedHeads {
   const Bf16* data;
   int64_t heads, rows;
+  const int* unbounded;  // [B, heads]: whether a head had NaN or infinities, which are 0 here
 };
+
+// Whether a number is NaN or infinite as bf16. Such values never meet a weight of 0 on the tensor
+// cores, which would make NaN of them: they are 0 there, and are added for those who see them.
+__device__ __forceinline__ bool isUnbounded(float x) {
+  return (__float_as_uint(x) & 0x7fffffffu) >= 0x7f7f8000u;
+}
 
 // Where 8 channels of a row of a tile lie: turned about so that neither the rows of a fragment nor
 // the chunks of a row meet in a bank.
@@ -26,7 +33,7 @@ __device__ __forceinline__ Bf16* chunkAt(Bf16* tile, int row, int chunk) {
 
 // Begins to copy a tile of ROWS rows of which `rows` exist.
 template <int DP, int ROWS>
-__device__ __forceinline__ void copyTile(Bf16* to, const Bf16* from, int64_t rows) {
+__device__ __forceinline__ void copyTile(Bf16* to, const Bf16* from, int rows) {
 #pragma unroll
   for (int i = 0; i < ROWS * DP / 8 / kMmaThreads; i++) {
     int v = static_cast<int>(threadIdx.x) + i * kMmaThreads;
@@ -134,9 +141,12 @@ __device__ __forceinline__ void storeSums(float* to, int64_t step, int64_t rows,
   }
 }
 
-// x [B, rows, heads, D] as bf16 [B, heads, rows, DP] in `to`; rows that the mask hides become 0.
+// x [B, rows, heads, D] as bf16 [B, heads, rows, DP] in `to`; rows that the mask hides become 0,
+// and NaN and infinities, too, where `unbounded` [B, heads] is given, which an earlier packing
+// cleared.
 PackedHeads packHeads(const CudaArgs& args, const Heads& x, int64_t b, int64_t rows, int64_t heads,
-                      int64_t d, const uint8_t* mask, Bf16* to);
+                      int64_t d, const uint8_t* mask, Bf16* to, int* unbounded = nullptr,
+                      int* cleared = nullptr, int64_t clears = 0);
 inline int64_t paddedChannels(int64_t d) { return d <= 64 ? 64 : 128; }
 inline uint64_t packedBytes(int64_t b, int64_t rows, int64_t heads, int64_t d) {
   return static_cast<uint64_t>(b * rows * heads * paddedChannels(d)) * sizeof(Bf16);

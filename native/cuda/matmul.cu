@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) fewRowsKernel(Product p, Cut cut) {
   if (column >= p.n) return;
   int lane = threadIdx.x % kWarp;
   float sum[M] = {};
-#pragma unroll 4
+#pragma unroll(M == 1 ? 4 : 2)
   for (int64_t k = lane * 4; k < p.k; k += 4 * kWarp) {
     float4 w = fourAt(p.b.data, p.b.dtype, column * p.b.col + k, p.k - k, cut.vectorB);
 #pragma unroll
