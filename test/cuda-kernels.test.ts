@@ -348,9 +348,18 @@ onCuda('rows of a table and their gradients follow the order of ids', () => {
       agrees('embedding.gradAdd', [id, dy, table], [], { exact: true });
     }
   }
-  agrees('gather.grad', [ints([3, 50, 2], 7), floats([3, 50, 2]), floats([3, 7, 2])], [1], {
-    exact: true,
-  });
+  // A thread a line, and sorted by what is added to.
+  for (const [outer, to, inner, from, dtype] of [
+    [3, 50, 2, 7, 'f32'],
+    [3, 500, 2, 7, 'f32'],
+    [1, 1500, 1, 1, 'f32'],
+    [2, 700, 3, 900, 'bf16'],
+    [1, 70000, 1, 66000, 'f32'],
+  ] as const) {
+    const index = ints([outer, to, inner], from);
+    const dy = floats([outer, to, inner], [], dtype);
+    agrees('gather.grad', [index, dy, floats([outer, from, inner])], [1], { exact: true });
+  }
 });
 
 onCuda('dropout keeps the very elements the CPU keeps', () => {
@@ -400,6 +409,16 @@ onCuda('ids and labels outside their range are errors of the next call', () => {
     ['embedding.gradAdd', [negative, rows, table], [], /\[embedding.gradAdd\] .*received -1/],
     ['gather', [rows, index(bad), index(floats([3]))], [1], /\[gather\] .* 0 to 1, received 9/],
     ['gather.grad', [index(negative), index(floats([3])), rows], [1], /\[gather.grad\].*-1/],
+    [
+      'gather.grad',
+      [
+        { shape: [1, 99], dtype: 'i32', values: Array(99).fill(-1) },
+        floats([1, 99]),
+        floats([1, 4]),
+      ],
+      [1],
+      /\[gather.grad\] .* 0 to 3, received -1/,
+    ],
     [
       'crossEntropy',
       [table, { ...bad, shape: [5], values: [0, 0, 0, 7, 0] }, floats([5])],

@@ -101,22 +101,19 @@ static __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
-// Bytes of scratch memory of sortIds.
+// Bytes of scratch memory that a sort takes.
 inline uint64_t sortBytes(int64_t n) {
   return static_cast<uint64_t>(n) * sizeof(Placed) * 2 +
          static_cast<uint64_t>(blocksFor(n, kSortTile)) * kDigits * sizeof(int);
 }
 
-// The ids, sorted, in `scratch`; n of at least 1, limit below 2^31. Bad ones are last, as `limit`.
-inline const Placed* sortIds(const CudaArgs& args, const int* ids, int64_t n, int64_t limit,
-                             char* scratch) {
+// Sorts what lies at the start of `scratch`: n of at least 1, ids from 0 to limit, below 2^31.
+inline const Placed* sortPlaced(const CudaArgs& args, int64_t n, int64_t limit, char* scratch) {
   Placed* from = reinterpret_cast<Placed*>(scratch);
   Placed* to = from + n;
   int* counts = reinterpret_cast<int*>(to + n);
   unsigned blocks = blocksFor(n, kSortTile);
   dim3 block(kSortThreads);
-  launch(args, placeKernel, dim3(blocksFor(n, kSortThreads)), block, 0, ids, n, limit, from,
-         args.sink());
   for (int shift = 0; shift < 32 && limit >> shift > 0; shift += 8) {
     launch(args, digitKernel, dim3(blocks), block, 0, from, n, shift, counts);
     launch(args, offsetKernel, dim3(1), dim3(1024), 0, counts,
@@ -127,6 +124,14 @@ inline const Placed* sortIds(const CudaArgs& args, const int* ids, int64_t n, in
     to = other;
   }
   return from;
+}
+
+// The ids, sorted, in `scratch`. Bad ones are last, as `limit`.
+inline const Placed* sortIds(const CudaArgs& args, const int* ids, int64_t n, int64_t limit,
+                             char* scratch) {
+  launch(args, placeKernel, dim3(blocksFor(n, kSortThreads)), dim3(kSortThreads), 0, ids, n, limit,
+         reinterpret_cast<Placed*>(scratch), args.sink());
+  return sortPlaced(args, n, limit, scratch);
 }
 
 }  // namespace lowrank
