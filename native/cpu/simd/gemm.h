@@ -88,6 +88,17 @@ VEC_INLINE void transpose(vf* v) {
 }
 #endif
 
+// Stores v as lanes [g, g + kWidth) of a step of a panel of W; lanes beyond it spill into the next
+// step, which is stored later, or else are left out.
+template <int W>
+VEC_INLINE void storeStep(float* to, int g, vf v, bool last) {
+  if (W - g >= kWidth || (W < kWidth && !last)) {
+    store(to + g, v);
+  } else {
+    storePart(to + g, v, W - g);
+  }
+}
+
 // One panel whose lines run along K: dst[s * width + i] = step s of line i for i < count, zeros for
 // count <= i < width; `elements` of K.
 template <class T>
@@ -102,30 +113,46 @@ static void packLines(const T* src, int64_t line, int64_t count, int64_t width, 
       int64_t steps = (deep + kPair - 1) / kPair;
       vf v[kWidth];
       const T* from = src + g * line + p;
-      if (deep == kTile && filled == kWidth) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; i++) {
-          v[i] = alongK(from + i * line);
-          __builtin_prefetch(from + i * line + 4 * kTile, 0, 0);
-        }
-      } else {
-        for (int i = 0; i < kWidth; i++) {
-          v[i] = i >= filled     ? splat(0.0f)
-                 : deep == kTile ? alongK(from + i * line)
-                                 : alongKPart(from + i * line, deep);
-        }
+      for (int i = 0; i < kWidth; i++) {
+        v[i] = i >= filled     ? splat(0.0f)
+               : deep == kTile ? alongK(from + i * line)
+                               : alongKPart(from + i * line, deep);
       }
       transpose(v);
       float* to = dst + p / kPair * width + g;
-      if (kept == kWidth && steps == kWidth) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; i++) store(to + i * width, v[i]);
-      } else if (kept == kWidth) {
-        for (int64_t i = 0; i < steps; i++) store(to + i * width, v[i]);
-      } else {
-        for (int64_t i = 0; i < steps; i++) storePart(to + i * width, v[i], kept);
-      }
+      for (int64_t i = 0; i < steps; i++) storePart(to + i * width, v[i], kept);
     }
+  }
+}
+
+// The same for a whole panel of W lines.
+template <class T, int W>
+static void packWholeLines(const T* src, int64_t line, int64_t elements, float* dst) {
+  constexpr int64_t kTile = kWidth * kPair;
+  int64_t whole = elements / kTile * kTile;
+#pragma GCC unroll 4
+  for (int g = 0; g < W; g += kWidth) {
+    const T* from = src + g * line;
+    float* to = dst;
+    for (int64_t p = 0; p < whole; p += kTile, from += kTile, to += kWidth * W) {
+      vf v[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; i++) {
+        if (g + i >= W) {
+          v[i] = splat(0.0f);
+          continue;
+        }
+        v[i] = alongK(from + i * line);
+        __builtin_prefetch(from + i * line + 4 * kTile, 0, 0);
+      }
+      transpose(v);
+      bool last = p + kTile == elements;
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; i++) storeStep<W>(to + i * W, g, v[i], last && i == kWidth - 1);
+    }
+  }
+  if (whole < elements) {
+    packLines(src + whole, line, W, W, elements - whole, dst + whole / kPair * W);
   }
 }
 
@@ -162,11 +189,9 @@ VEC_INLINE void packWhole(const T* from, int64_t depth, int64_t elements, float*
     bool single = elements - p < kPair;
 #pragma GCC unroll 8
     for (int g = 0; g < W; g += kWidth) {
-      if (W - g >= kWidth) {
-        store(to + g, acrossK(from + g, depth, single));
-      } else {
-        storePart(to + g, acrossKPart(from + g, W - g, depth, single), W - g);
-      }
+      vf v = W - g >= kWidth ? acrossK(from + g, depth, single)
+                             : acrossKPart(from + g, W - g, depth, single);
+      storeStep<W>(to, g, v, p + kPair >= elements);
     }
   }
 }
@@ -207,8 +232,15 @@ static void packPanels(const T* src, int64_t line, int64_t depth, int64_t count,
   int64_t steps = stepsOf(elements);
   for (int64_t at = 0; at < count; at += panel) {
     int64_t have = count - at < panel ? count - at : panel;
-    packLines(src + at * line, line, have, have < panel ? lastPanel : panel, elements,
-              dst + at * steps);
+    const T* from = src + at * line;
+    float* to = dst + at * steps;
+    if (have < panel) {
+      packLines(from, line, have, lastPanel, elements, to);
+    } else if (panel == kRows) {
+      packWholeLines<T, kRows>(from, line, elements, to);
+    } else {
+      packWholeLines<T, kCols>(from, line, elements, to);
+    }
   }
 }
 
