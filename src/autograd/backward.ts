@@ -1,28 +1,52 @@
 import type { Backend } from '../tensor/backend.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { pushTracker } from '../tensor/lifetime.js';
 import { sameShape } from '../tensor/shape.js';
-import type { GraphNode } from '../tensor/tensor.js';
-import { Tensor } from '../tensor/tensor.js';
-import { checkGradient, LeafNode, type Meta, OpNode } from './graph.js';
+import { type Meta, Tensor } from '../tensor/tensor.js';
+import { checkGradient, LeafNode, OpNode } from './graph.js';
 import { noGrad } from './mode.js';
 import { type BackwardContext, runKernel } from './op.js';
-import { scope } from './scope.js';
+import { endScope, scope } from './scope.js';
+
+/** Walks so far; each marks the nodes it has seen with its number. */
+let walks = 0;
 
 /** The nodes behind `root`, newest first: a node comes before everything it was computed from. */
 function walkOrder(root: OpNode): OpNode[] {
-  const seen = new Set<GraphNode>([root]);
+  const walk = ++walks;
   const order: OpNode[] = [];
   const stack: OpNode[] = [root];
+  let oldest = root.id;
+  root.seenBy = walk;
   for (let node = stack.pop(); node; node = stack.pop()) {
     order.push(node);
-    for (const p of node.parents) {
-      if (p instanceof OpNode && !seen.has(p)) {
-        seen.add(p);
+    if (node.id < oldest) oldest = node.id;
+    const { parents } = node;
+    for (let i = 0; i < parents.length; i++) {
+      const p = parents[i];
+      if (p instanceof OpNode && p.seenBy !== walk) {
+        p.seenBy = walk;
         stack.push(p);
       }
     }
   }
-  return order.sort((a, b) => b.id - a.id);
+  return newestFirst(order, root.id, root.id - oldest + 1);
+}
+
+/** Sorted by falling id: each in its own place where their ids lie close together. */
+function newestFirst(nodes: OpNode[], newest: number, span: number): OpNode[] {
+  if (span > 8 * nodes.length) return nodes.sort((a, b) => b.id - a.id);
+  const places = new Array<OpNode | null>(span).fill(null);
+  for (let i = 0; i < nodes.length; i++) {
+    const node = nodes[i] as OpNode;
+    places[newest - node.id] = node;
+  }
+  let at = 0;
+  for (let i = 0; i < span; i++) {
+    const node = places[i];
+    if (node) nodes[at++] = node;
+  }
+  return nodes;
 }
 
 /** a + b, into a where nobody else holds its storage. Both are consumed. */
@@ -56,51 +80,105 @@ function accumulate(leaf: LeafNode, grad: Tensor): void {
   leaf.grad = own.keep();
 }
 
-/** The gradient that input `i` of a node has so far, if nothing else holds it. */
-function earlierOf(
-  { parents, inputs }: OpNode,
-  i: number,
-  pending: ReadonlyMap<GraphNode, Tensor>,
-): Tensor | null {
-  const parent = parents[i];
-  if (!parent || parents.indexOf(parent) !== parents.lastIndexOf(parent)) return null;
-  const found = parent instanceof LeafNode ? parent.grad : pending.get(parent);
-  if (!found || found.storage.refs > 1) return null;
-  return sameShape(found.shape, (inputs[i] as Meta).shape) ? found : null;
-}
+/**
+ * A walk through a graph. It is what every gradient on the way looks at, one node after another:
+ * one object for all, as a step has hundreds of nodes.
+ */
+class Walk implements BackwardContext<unknown> {
+  #node: OpNode;
+  grad: Tensor;
+  unit = false;
+  attrs: unknown = undefined;
+  inputs: readonly Meta[] = [];
+  needs: readonly boolean[] = [];
+  // The gradients of the node's inputs.
+  readonly #made: (Tensor | null)[] = [];
 
-/** The gradients of one node's inputs, held by the scope around. */
-function gradientsOf(
-  node: OpNode,
-  grad: Tensor,
-  pending: ReadonlyMap<GraphNode, Tensor>,
-  unit: boolean,
-): (Tensor | null)[] {
-  const { spec } = node;
-  const needs = node.parents.map((p) => p !== null);
-  node.checkUnspent();
-  const ctx: BackwardContext<unknown> = {
-    grad,
-    unit,
-    attrs: node.attrs,
-    inputs: node.inputs,
-    needs,
-    input: (i) => node.saved('input', i),
-    output: (i) => node.saved('output', i),
-    kept: (i) => node.saved('kept', i),
-    earlier: (i) => earlierOf(node, i, pending),
+  /** @param start gradient of `root`, whether or not it is 1 */
+  constructor(root: OpNode, start: Tensor) {
+    this.#node = root;
+    this.grad = start;
+  }
+
+  // Gradients take these apart from the context, so that each is bound to it.
+  readonly input = (i: number): Tensor => this.#node.saved('input', i);
+  readonly output = (i: number): Tensor => this.#node.saved('output', i);
+  readonly kept = (i: number): Tensor => this.#node.saved('kept', i);
+  readonly earlier = (i: number): Tensor | null => {
+    const { parents, inputs } = this.#node;
+    const parent = parents[i];
+    if (!parent || parents.indexOf(parent) !== parents.lastIndexOf(parent)) return null;
+    const found = parent instanceof OpNode ? parent.pending : parent.grad;
+    if (!found || found.storage.refs > 1) return null;
+    return sameShape(found.shape, (inputs[i] as Meta).shape) ? found : null;
   };
-  return scope(() => {
-    const made = (spec.backward as NonNullable<typeof spec.backward>)(ctx);
-    return needs.map((need, i) => {
-      if (!need) return null;
-      const g = made[i];
-      if (!g) throw failure(`backward of ${spec.name}`, `a gradient of input ${i}`, 'none');
-      checkGradient(`backward of ${spec.name}`, g, (node.inputs[i] as Meta).shape);
-      // A gradient that is the upstream one itself, or stands twice, gets a tensor of its own.
-      return g === grad || made.indexOf(g) !== i ? g.alias() : g;
-    });
-  });
+
+  /** Takes a node's gradient to its parents. @param unit whether it is known to be 1 */
+  pass(node: OpNode, grad: Tensor, unit: boolean): void {
+    this.#node = node;
+    this.grad = grad;
+    this.unit = unit;
+    this.attrs = node.attrs;
+    this.inputs = node.inputs;
+    this.needs = node.needs;
+    let handed: boolean;
+    try {
+      handed = this.#gradients();
+    } catch (error) {
+      grad.dispose();
+      throw error;
+    }
+    if (!handed) grad.dispose();
+    node.freeSaved();
+    const { parents } = node;
+    for (let i = 0; i < parents.length; i++) {
+      const parent = parents[i];
+      const g = this.#made[i];
+      if (!parent || !g) continue;
+      if (parent instanceof OpNode) {
+        const earlier = parent.pending;
+        if (earlier !== g) parent.pending = earlier ? add(earlier, g) : g;
+      } else if (parent.grad === g) g.storage.version++;
+      else accumulate(parent as LeafNode, g);
+    }
+  }
+
+  /**
+   * The gradients of the node's inputs, held by the scope around. One that is the upstream one
+   * itself is handed on once; where it stands again, and so do others, it gets a tensor of its own.
+   * @returns whether the upstream one was handed on
+   */
+  #gradients(): boolean {
+    const { grad, needs, inputs } = this;
+    const node = this.#node;
+    const made = this.#made;
+    const { spec } = node;
+    node.checkUnspent();
+    made.length = 0;
+    let handed = false;
+    const tracker = pushTracker();
+    try {
+      const all = (spec.backward as NonNullable<typeof spec.backward>)(this);
+      for (let i = 0; i < needs.length; i++) {
+        if (!needs[i]) {
+          made.push(null);
+          continue;
+        }
+        const g = all[i];
+        if (!g) throw failure(`backward of ${spec.name}`, `a gradient of input ${i}`, 'none');
+        const { shape } = inputs[i] as Meta;
+        if (!sameShape(g.shape, shape)) checkGradient(`backward of ${spec.name}`, g, shape);
+        const again = g === grad ? handed : all.indexOf(g) !== i;
+        if (g === grad) handed = true;
+        made.push(again ? g.alias() : g);
+      }
+    } catch (error) {
+      endScope(tracker, undefined);
+      throw error;
+    }
+    endScope(tracker, made);
+    return handed;
+  }
 }
 
 /**
@@ -143,33 +221,22 @@ function ones(backend: Backend, like: Tensor): Tensor {
 
 /** @param unit whether `start` is 1 */
 function walk(root: OpNode, start: Tensor, unit: boolean): void {
-  const pending = new Map<GraphNode, Tensor>([[root, start]]);
+  const order = walkOrder(root);
+  const way = new Walk(root, start);
+  root.pending = start;
   try {
-    for (const node of walkOrder(root)) {
-      const grad = pending.get(node);
+    for (let i = 0; i < order.length; i++) {
+      const node = order[i] as OpNode;
+      const grad = node.pending;
       if (!grad) continue;
-      pending.delete(node);
-      let grads: (Tensor | null)[];
-      try {
-        grads = gradientsOf(node, grad, pending, unit && node === root);
-      } finally {
-        grad.dispose();
-      }
-      node.freeSaved();
-      node.parents.forEach((parent, i) => {
-        const g = grads[i];
-        if (!parent || !g) return;
-        if (parent instanceof LeafNode) {
-          if (parent.grad === g) g.storage.version++;
-          else accumulate(parent, g);
-        } else {
-          const earlier = pending.get(parent);
-          if (earlier === g) return;
-          pending.set(parent, earlier ? add(earlier, g) : g);
-        }
-      });
+      node.pending = null;
+      way.pass(node, grad, unit && node === root);
     }
-  } finally {
-    for (const t of pending.values()) t.dispose();
+  } catch (error) {
+    for (const node of order) {
+      node.pending?.dispose();
+      node.pending = null;
+    }
+    throw error;
   }
 }

@@ -48,9 +48,10 @@ export function checkpoint(part: Part, inputs: readonly Tensor[]): Tensor {
   const node = new OpNode(
     spec as OpSpec<unknown>,
     part,
-    inputs.map(({ shape, dtype }) => ({ shape, dtype })),
+    inputs.map((t) => t.meta),
     inputs.map((t) => t.node),
-    { shape: made.shape, dtype: made.dtype },
+    inputs.map((t) => t.node !== null),
+    made.meta,
   );
   inputs.forEach((t, i) => {
     node.save('input', i, t);

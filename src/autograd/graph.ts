@@ -1,14 +1,7 @@
-import type { DType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
-import type { GraphNode, Tensor } from '../tensor/tensor.js';
+import type { GraphNode, Meta, Tensor } from '../tensor/tensor.js';
 import type { OpSpec } from './op.js';
-
-/** Shape and dtype of a tensor, without its elements. */
-export interface Meta {
-  readonly shape: Shape;
-  readonly dtype: DType;
-}
 
 let created = 0;
 
@@ -31,11 +24,19 @@ export class LeafNode implements GraphNode {
   }
 }
 
-/** A tensor, or the node that can compute it again. */
-type Saved = { readonly tensor: Tensor; readonly version: number } | { readonly source: OpNode };
-
 /** What a saved tensor was to its op; `kept` is what the op's own forward kept. */
 export type Role = 'input' | 'output' | 'kept';
+
+/** A tensor, or in its place the node that can compute it again. */
+interface Saved {
+  readonly role: Role;
+  /** Its place among those of its role. */
+  readonly place: number;
+  readonly tensor: Tensor | null;
+  readonly version: number;
+  readonly source: OpNode | null;
+  readonly next: Saved | null;
+}
 
 /**
  * One recorded op. It holds the nodes of its inputs, and aliases of only those tensors that its
@@ -46,50 +47,65 @@ export class OpNode implements GraphNode {
   readonly grad = null;
   #refs = 1;
   #spent = false;
-  // By place; where nothing is saved there are holes.
-  readonly #saved: Record<Role, Saved[]> = { input: [], output: [], kept: [] };
+  // A list, last saved first: most nodes have one or two.
+  #saved: Saved | null = null;
   /** Computes output 0 again from saved inputs; null where it is not worth it, or not possible. */
   remake: (() => Tensor) | null = null;
   #remade: Tensor | null = null;
+  /** The gradient that a walk has gathered so far. */
+  pending: Tensor | null = null;
+  /** The walk that has seen the node. */
+  seenBy = 0;
 
+  /** @param needs which inputs have a parent, and so need a gradient */
   constructor(
     readonly spec: OpSpec<unknown>,
     readonly attrs: unknown,
     readonly inputs: readonly Meta[],
     readonly parents: readonly (GraphNode | null)[],
+    readonly needs: readonly boolean[],
     readonly output: Meta,
   ) {
-    for (const p of parents) p?.retain();
+    for (let i = 0; i < parents.length; i++) parents[i]?.retain();
   }
 
-  save(role: Role, i: number, tensor: Tensor): void {
+  save(role: Role, place: number, tensor: Tensor): void {
     const { node } = tensor;
+    const next = this.#saved;
     if (node instanceof OpNode && node !== this && node.remake) {
       // A parent, which is walked after this node: what it saved is still there.
-      this.#saved[role][i] = { source: node };
+      this.#saved = { role, place, tensor: null, version: 0, source: node, next };
       return;
     }
+    const { version } = tensor.storage;
     const alias = tensor.alias(tensor.shape, false);
-    this.#saved[role][i] = { tensor: alias, version: tensor.storage.version };
+    this.#saved = { role, place, tensor: alias, version, source: null, next };
+  }
+
+  #find(role: Role, place: number): Saved | null {
+    let held = this.#saved;
+    while (held && (held.place !== place || held.role !== role)) held = held.next;
+    return held;
   }
 
   /** A saved tensor, unchanged since it was saved. */
   saved(role: Role, i: number): Tensor {
     this.checkUnspent();
-    const held = this.#saved[role][i];
-    const name = this.spec.name;
+    const held = this.#find(role, i);
     if (!held) {
-      throw failure(`backward of ${name}`, `${role} ${i} among its reads`, 'one not declared');
+      const where = `backward of ${this.spec.name}`;
+      throw failure(where, `${role} ${i} among its reads`, 'one not declared');
     }
-    if ('source' in held) return held.source.again();
-    if (held.version !== held.tensor.storage.version) {
+    if (held.source) return held.source.again();
+    const tensor = held.tensor as Tensor;
+    if (held.version !== tensor.storage.version) {
       throw failure(
-        `backward of ${name}`,
+        `backward of ${this.spec.name}`,
         `${role} ${i} as it was in the forward pass`,
-        `a tensor ${shapeText(held.tensor.shape)} changed in place since`,
+        `a tensor ${shapeText(tensor.shape)} changed in place since`,
       );
     }
-    return held.tensor;
+    return tensor;
   }
 
   /** Output 0, computed again at the first call; it lives until the walk has passed this node. */
@@ -119,13 +135,15 @@ export class OpNode implements GraphNode {
 
   /** Gives up one hold. The chain behind is released in a loop, not by recursion: it may be long. */
   release(): void {
-    const queue: OpNode[] = [this];
-    for (let node = queue.pop(); node; node = queue.pop()) {
-      if (--node.#refs > 0) continue;
+    if (--this.#refs > 0) return;
+    const dead: OpNode[] = [this];
+    for (let node = dead.pop(); node; node = dead.pop()) {
       node.freeSaved();
-      for (const p of node.parents) {
-        if (p instanceof OpNode) queue.push(p);
-        else p?.release();
+      const { parents } = node;
+      for (let i = 0; i < parents.length; i++) {
+        const p = parents[i];
+        if (!(p instanceof OpNode)) p?.release();
+        else if (--p.#refs === 0) dead.push(p);
       }
     }
   }
@@ -133,11 +151,8 @@ export class OpNode implements GraphNode {
   /** Frees the saved tensors; the node cannot be walked again. */
   freeSaved(): void {
     this.#spent = true;
-    const { input, output, kept } = this.#saved;
-    for (const list of [input, output, kept]) {
-      for (const held of list) if (held && 'tensor' in held) held.tensor.dispose();
-      list.length = 0;
-    }
+    for (let held = this.#saved; held; held = held.next) held.tensor?.dispose();
+    this.#saved = null;
     this.#remade?.dispose();
     this.#remade = null;
   }

@@ -1,6 +1,6 @@
+export type { Meta } from '../tensor/tensor.js';
 export { backward } from './backward.js';
 export { checkpoint } from './checkpoint.js';
-export type { Meta } from './graph.js';
 export { gradEnabled, noGrad } from './mode.js';
 export {
   type BackwardContext,

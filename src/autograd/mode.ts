@@ -15,9 +15,15 @@ export function withGrad<T>(fn: () => T): T {
   return recording(true, fn);
 }
 
-function recording<T>(on: boolean, fn: () => T): T {
+/** Sets whether ops record, and answers whether they did; to be set back in any case. */
+export function setRecording(on: boolean): boolean {
   const before = enabled;
   enabled = on;
+  return before;
+}
+
+function recording<T>(on: boolean, fn: () => T): T {
+  const before = setRecording(on);
   try {
     return fn();
   } finally {

@@ -1,11 +1,12 @@
 import type { Backend } from '../tensor/backend.js';
 import { isFloat } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { pushTracker } from '../tensor/lifetime.js';
 import { sameShape } from '../tensor/shape.js';
-import { Tensor } from '../tensor/tensor.js';
-import { LeafNode, type Meta, OpNode } from './graph.js';
-import { gradEnabled, noGrad } from './mode.js';
-import { scope } from './scope.js';
+import { type Meta, Tensor } from '../tensor/tensor.js';
+import { LeafNode, OpNode } from './graph.js';
+import { gradEnabled, setRecording } from './mode.js';
+import { endScope } from './scope.js';
 
 /** What a gradient may look at. */
 export interface BackwardContext<A> {
@@ -111,15 +112,20 @@ export function definedOps(): ReadonlyMap<string, Op<unknown>> {
 
 /** The one backend of all inputs. */
 function backendOf(name: string, inputs: readonly Tensor[]): Backend {
-  const first = inputs[0] as Tensor;
-  for (const t of inputs) {
+  const { backend } = inputs[0] as Tensor;
+  for (let i = 0; i < inputs.length; i++) {
+    const t = inputs[i] as Tensor;
     t.check(name);
-    if (t.backend !== first.backend) {
-      throw failure(name, `inputs on one backend (${first.backend.name})`, t.backend.name);
+    if (t.backend !== backend) {
+      throw failure(name, `inputs on one backend (${backend.name})`, t.backend.name);
     }
   }
-  return first.backend;
+  return backend;
 }
+
+const NOTHING: Reads = {};
+const NO_TENSORS: readonly Tensor[] = [];
+const NO_ATTRS: readonly number[] = [];
 
 function record<A>(
   spec: OpSpec<A>,
@@ -127,36 +133,43 @@ function record<A>(
   outputs: readonly Tensor[],
   attrs: A,
   own: readonly Tensor[],
+  needs: readonly boolean[],
 ): void {
-  const needs = inputs.map((t) => t.node !== null);
   const output = outputs[0] as Tensor;
   // Integers have no gradient: what a cast to them answers is a constant.
   if (!spec.backward || !isFloat(output.dtype)) return;
-  const node = new OpNode(
-    spec as OpSpec<unknown>,
-    attrs,
-    inputs.map((t) => ({ shape: t.shape, dtype: t.dtype })),
-    inputs.map((t) => t.node),
-    { shape: output.shape, dtype: output.dtype },
-  );
-  const reads = spec.reads?.(needs, attrs) ?? {};
-  const again =
-    spec.cheap === true &&
-    inputs.every((t, i) => t.size < output.size || reads.inputs?.includes(i));
-  const kept = again ? inputs.keys() : (reads.inputs ?? []);
-  for (const i of kept) node.save('input', i, inputs[i] as Tensor);
-  for (const i of reads.outputs ?? []) node.save('output', i, outputs[i] as Tensor);
-  own.forEach((t, i) => {
-    node.save('kept', i, t);
-  });
+  const count = inputs.length;
+  const metas = new Array<Meta>(count);
+  const parents = new Array<Tensor['node']>(count);
+  for (let i = 0; i < count; i++) {
+    const t = inputs[i] as Tensor;
+    metas[i] = t.meta;
+    parents[i] = t.node;
+  }
+  const node = new OpNode(spec as OpSpec<unknown>, attrs, metas, parents, needs, output.meta);
+  const reads = spec.reads ? spec.reads(needs, attrs) : NOTHING;
+  const again = spec.cheap === true && keepsLarge(inputs, output, reads);
+  if (again) for (let i = 0; i < count; i++) node.save('input', i, inputs[i] as Tensor);
+  else if (reads.inputs) {
+    for (let k = 0; k < reads.inputs.length; k++) {
+      const i = reads.inputs[k] as number;
+      node.save('input', i, inputs[i] as Tensor);
+    }
+  }
+  if (reads.outputs) {
+    for (let k = 0; k < reads.outputs.length; k++) {
+      const i = reads.outputs[k] as number;
+      node.save('output', i, outputs[i] as Tensor);
+    }
+  }
+  for (let i = 0; i < own.length; i++) node.save('kept', i, own[i] as Tensor);
   if (again) {
     const { backend } = output;
     const encoded = spec.encode?.(attrs, inputs);
-    const metas = [node.output];
-    const count = inputs.length;
+    const made = [node.output];
     node.remake = () => {
-      const from = Array.from({ length: count }, (_, i) => node.saved('input', i));
-      return runKernel(backend, spec.name, from, metas, encoded)[0] as Tensor;
+      const from = metas.map((_, i) => node.saved('input', i));
+      return runKernel(backend, spec.name, from, made, encoded)[0] as Tensor;
     };
   } else if (spec.view) {
     const source = node.parents[0];
@@ -168,23 +181,59 @@ function record<A>(
   output.node = node;
 }
 
+/** Whether every input of the output's size or more is read by the gradient anyway. */
+function keepsLarge(inputs: readonly Tensor[], output: Tensor, { inputs: read }: Reads): boolean {
+  for (let i = 0; i < inputs.length; i++) {
+    if ((inputs[i] as Tensor).size >= output.size && !read?.includes(i)) return false;
+  }
+  return true;
+}
+
 /** Runs the kernel of an op into new outputs, without recording. */
 export function runKernel(
   backend: Backend,
   name: string,
   inputs: readonly Tensor[],
   outputs: readonly Meta[],
-  attrs: readonly number[] = [],
+  attrs: readonly number[] = NO_ATTRS,
 ): Tensor[] {
-  const made: Tensor[] = [];
+  const given = inputs.length;
+  const made = new Array<Tensor>(outputs.length);
+  const all = new Array<Tensor>(given + made.length);
+  let at = 0;
   try {
-    for (const m of outputs) made.push(Tensor.empty(backend, m.shape, m.dtype));
-    backend.run(name, [...inputs, ...made], attrs);
+    for (let i = 0; i < given; i++) all[i] = inputs[i] as Tensor;
+    for (; at < made.length; at++) {
+      const { shape, dtype } = outputs[at] as Meta;
+      const t = Tensor.empty(backend, shape, dtype);
+      made[at] = t;
+      all[given + at] = t;
+    }
+    backend.run(name, all, attrs);
   } catch (error) {
-    for (const t of made) t.dispose();
+    for (let i = 0; i < at; i++) (made[i] as Tensor).dispose();
     throw error;
   }
   return made;
+}
+
+/** The op's own forward in a scope and outside the graph, written out: it runs at most calls. */
+function runForward<A>(
+  spec: OpSpec<A>,
+  inputs: readonly Tensor[],
+  attrs: A,
+  needs: readonly boolean[],
+): Forward {
+  const tracker = pushTracker();
+  const before = setRecording(false);
+  let made: Forward | undefined;
+  try {
+    made = (spec.forward as NonNullable<typeof spec.forward>)(inputs, attrs, needs);
+    return made;
+  } finally {
+    setRecording(before);
+    endScope(tracker, made);
+  }
 }
 
 /**
@@ -196,23 +245,28 @@ export function defineOp<A>(spec: OpSpec<A>): Op<A> {
   const apply = (inputs: readonly Tensor[], attrs: A): Tensor[] => {
     const backend = backendOf(spec.name, inputs);
     const metas = spec.infer(inputs, attrs);
-    const recording = gradEnabled() && inputs.some((t) => t.node !== null);
+    const enabled = gradEnabled();
+    const needs = new Array<boolean>(inputs.length);
+    let recording = false;
+    for (let i = 0; i < inputs.length; i++) {
+      const need = enabled && (inputs[i] as Tensor).node !== null;
+      needs[i] = need;
+      if (need) recording = true;
+    }
     let outputs: Tensor[];
-    let kept: readonly Tensor[] = [];
+    let kept = NO_TENSORS;
     if (spec.forward) {
-      const { forward } = spec;
-      const needs = inputs.map((t) => recording && t.node !== null);
-      const made = scope(() => noGrad(() => forward(inputs, attrs, needs)));
+      const made = runForward(spec, inputs, attrs, needs);
       outputs = [made.output];
-      kept = made.kept ?? [];
+      kept = made.kept ?? NO_TENSORS;
     } else if (spec.view) outputs = [spec.view(inputs[0] as Tensor, attrs)];
     else if (!backend.kernels.has(spec.name) && spec.composed) {
       return [spec.composed(inputs, attrs)];
     } else {
       outputs = runKernel(backend, spec.name, inputs, metas, spec.encode?.(attrs, inputs));
     }
-    if (recording) record(spec, inputs, outputs, attrs, kept);
-    for (const t of kept) t.dispose();
+    if (recording) record(spec, inputs, outputs, attrs, kept, needs);
+    for (let i = 0; i < kept.length; i++) (kept[i] as Tensor).dispose();
     return outputs;
   };
   const op = Object.assign(apply, { spec });
@@ -238,7 +292,7 @@ export function setTrainable(tensor: Tensor, trainable: boolean): Tensor {
   }
   if (trainable && !tensor.isFloat) throw failure('setTrainable', 'floats', tensor.dtype);
   if (trainable && tensor.node === null) {
-    tensor.node = new LeafNode({ shape: tensor.shape, dtype: tensor.dtype });
+    tensor.node = new LeafNode(tensor.meta);
   }
   if (!trainable) {
     clearGradient(tensor);

@@ -1,5 +1,5 @@
 import { failure } from '../tensor/errors.js';
-import { currentTracker, popTracker, pushTracker, type Tracker } from '../tensor/lifetime.js';
+import { popTracker, pushTracker, type Tracker } from '../tensor/lifetime.js';
 import { Tensor } from '../tensor/tensor.js';
 
 /** Calls `visit` with every tensor in a value: tensors, arrays, maps and plain objects of them. */
@@ -19,8 +19,7 @@ export function eachTensor(value: unknown, visit: (t: Tensor) => void): void {
  * @throws when `fn` returns a promise: a scope ends when the call does
  */
 export function scope<T>(fn: () => T): T {
-  const tracker: Tracker = new Set();
-  pushTracker(tracker);
+  const tracker = pushTracker();
   let result: T;
   try {
     result = fn();
@@ -29,22 +28,19 @@ export function scope<T>(fn: () => T): T {
       throw failure('scope', 'a function that returns its result', 'one that returns a promise');
     }
   } catch (error) {
-    close(tracker, undefined);
+    endScope(tracker, undefined);
     throw error;
   }
-  close(tracker, result);
+  endScope(tracker, result);
   return result;
 }
 
-/** Ends a scope: what is kept goes to the one around, the rest is freed. */
-function close(tracker: Tracker, kept: unknown): void {
-  popTracker();
-  const around = currentTracker();
-  const hand = (t: Tensor) => {
-    if (!tracker.delete(t)) return;
-    if (around) around.add(t);
-    else t.escape();
-  };
-  eachTensor(kept, hand);
-  for (const t of tracker) t.dispose();
+/** Ends the innermost scope: what is kept goes to the one around, the rest is freed. */
+export function endScope(tracker: Tracker, kept: unknown): void {
+  const around = popTracker();
+  if (kept instanceof Tensor) kept.handOver(tracker, around);
+  else if (typeof kept === 'object' && kept) {
+    eachTensor(kept, (t) => t.handOver(tracker, around));
+  }
+  Tensor.disposeAll(tracker);
 }

@@ -1,20 +1,39 @@
 import type { Tensor } from './tensor.js';
 
-/** What a scope holds; see `autograd/scope.ts`, which opens and closes them. */
-export type Tracker = Set<Tensor>;
+/**
+ * What a scope holds; see `autograd/scope.ts`, which opens and closes them. A tensor knows its
+ * tracker and its place in the list.
+ */
+export interface Tracker {
+  readonly tensors: Tensor[];
+}
 
+// One for each depth, used again by the next scope of that depth: every op opens one or two.
 const trackers: Tracker[] = [];
+let depth = 0;
+let current: Tracker | null = null;
 
-export function currentTracker(): Tracker | undefined {
-  return trackers[trackers.length - 1];
+export function currentTracker(): Tracker | null {
+  return current;
 }
 
-export function pushTracker(tracker: Tracker): void {
-  trackers.push(tracker);
+/** Opens a tracker within the current one. */
+export function pushTracker(): Tracker {
+  let next = trackers[depth];
+  if (!next) {
+    next = { tensors: [] };
+    trackers[depth] = next;
+  }
+  depth++;
+  current = next;
+  return next;
 }
 
-export function popTracker(): void {
-  trackers.pop();
+/** Leaves the current tracker, and answers the one around. It must be emptied before the next. */
+export function popTracker(): Tracker | null {
+  depth--;
+  current = depth > 0 ? (trackers[depth - 1] as Tracker) : null;
+  return current;
 }
 
 let caught = 0;

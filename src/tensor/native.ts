@@ -145,7 +145,8 @@ export class NativeBackend implements Backend {
     const c = this.#commands;
     let at = 0;
     c[at++] = tensors.length;
-    for (const t of tensors) {
+    for (let k = 0; k < tensors.length; k++) {
+      const t = tensors[k] as KernelTensor;
       const { shape } = t;
       if (at + shape.length + 4 + attrs.length >= c.length) {
         throw failure(kernel, 'a call that fits the command array', `${tensors.length} tensors`);

@@ -6,12 +6,15 @@ export type Shape = readonly number[];
 /** Number of elements. */
 export function numel(shape: Shape): number {
   let n = 1;
-  for (const d of shape) n *= d;
+  for (let i = 0; i < shape.length; i++) n *= shape[i] as number;
   return n;
 }
 
 export function sameShape(a: Shape, b: Shape): boolean {
-  return a.length === b.length && a.every((d, i) => d === b[i]);
+  if (a === b) return true;
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
 }
 
 /** Row-major strides in elements. */
@@ -28,7 +31,8 @@ export function stridesOf(shape: Shape): number[] {
 /** Throws unless every size is a whole number ≥ 0 and the rank is at most 8. */
 export function checkShape(where: string, shape: Shape): void {
   if (shape.length > 8) throw failure(where, 'at most 8 dimensions', shapeText(shape));
-  for (const d of shape) {
+  for (let i = 0; i < shape.length; i++) {
+    const d = shape[i] as number;
     if (!Number.isSafeInteger(d) || d < 0) {
       throw failure(where, 'whole sizes of 0 or more', shapeText(shape));
     }

@@ -9,9 +9,15 @@ import {
   viewOf,
 } from './dtype.js';
 import { failure, shapeText } from './errors.js';
-import { currentTracker, unwatch, watch } from './lifetime.js';
+import { currentTracker, type Tracker, unwatch, watch } from './lifetime.js';
 import { checkShape, numel, type Shape } from './shape.js';
 import { Storage } from './storage.js';
+
+/** Shape and dtype of a tensor, without its elements. */
+export interface Meta {
+  readonly shape: Shape;
+  readonly dtype: DType;
+}
 
 /** A node of the autograd graph, as a tensor sees it: something held while the tensor lives. */
 export interface GraphNode {
@@ -32,6 +38,10 @@ export class Tensor implements KernelTensor {
   // Whether the garbage collector's safety net knows this tensor.
   #watched = false;
   #node: GraphNode | null = null;
+  // The scope that holds it, and its place there.
+  #tracker: Tracker | null = null;
+  #place = 0;
+  #meta: Meta | null = null;
 
   /** Takes over one reference to `storage`. Made through {@link Tensor.empty} or the creators. */
   constructor(
@@ -44,7 +54,7 @@ export class Tensor implements KernelTensor {
   ) {
     if (!tracked) return;
     const tracker = currentTracker();
-    if (tracker) tracker.add(this);
+    if (tracker) this.#enter(tracker);
     else this.#watch();
   }
 
@@ -89,7 +99,7 @@ export class Tensor implements KernelTensor {
     if (node === this.#node) return;
     this.#node?.release();
     this.#node = node;
-    if (!currentTracker()?.has(this)) this.#rewatch();
+    if (!this.#tracker) this.#rewatch();
   }
 
   /** Whether a gradient flows to or through this tensor. */
@@ -102,6 +112,12 @@ export class Tensor implements KernelTensor {
     return this.#node?.grad ?? null;
   }
 
+  /** Shape and dtype without the elements, which may outlive them. */
+  get meta(): Meta {
+    this.#meta ??= { shape: this.shape, dtype: this.dtype };
+    return this.#meta;
+  }
+
   /** A second tensor over the same elements, outside the graph. `shape` must hold as many. */
   alias(shape: Shape = this.shape, tracked = true): Tensor {
     this.check('alias');
@@ -110,14 +126,27 @@ export class Tensor implements KernelTensor {
 
   /** Takes the tensor out of its scope: it lives until `dispose()`. */
   keep(): this {
-    const tracker = currentTracker();
-    if (tracker?.delete(this)) this.#watch();
+    if (this.#tracker && this.#tracker === currentTracker()) {
+      this.#leave();
+      this.#watch();
+    }
     return this;
   }
 
-  /** Called by a scope that hands its tensor to nobody. */
-  escape(): void {
-    this.#watch();
+  /** Hands a tensor of an ending scope to the one around, or to nobody; another's stays there. */
+  handOver(from: Tracker, around: Tracker | null): void {
+    if (this.#tracker !== from) return;
+    this.#leave();
+    if (around) this.#enter(around);
+    else this.#watch();
+  }
+
+  /** Frees what an ended scope still holds. */
+  static disposeAll({ tensors }: Tracker): void {
+    for (let t = tensors.pop(); t; t = tensors.pop()) {
+      t.#tracker = null;
+      t.dispose();
+    }
   }
 
   /** Frees the tensor's hold on its storage and graph. A second call does nothing. */
@@ -125,7 +154,7 @@ export class Tensor implements KernelTensor {
     if (this.#disposed) return;
     this.#disposed = true;
     if (this.#watched) unwatch(this);
-    currentTracker()?.delete(this);
+    if (this.#tracker) this.#leave();
     this.#node?.release();
     this.#node = null;
     this.storage.release();
@@ -191,6 +220,23 @@ export class Tensor implements KernelTensor {
 
   get isFloat(): boolean {
     return isFloat(this.dtype);
+  }
+
+  #enter(tracker: Tracker): void {
+    this.#tracker = tracker;
+    this.#place = tracker.tensors.length;
+    tracker.tensors.push(this);
+  }
+
+  /** The last one takes its place. */
+  #leave(): void {
+    const { tensors } = this.#tracker as Tracker;
+    const last = tensors.pop() as Tensor;
+    if (last !== this) {
+      tensors[this.#place] = last;
+      last.#place = this.#place;
+    }
+    this.#tracker = null;
   }
 
   #watch(): void {
