@@ -164,10 +164,13 @@ void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t whole = task.n / g.colTile * g.colTile;
   Scratch scratch(c, g);
   withPacked(c, g, task, true, [&](const GemmTask& t) {
-    blocks(c, t, t.m, cols, [&](int64_t, int64_t, int64_t n0, int64_t n1, int worker) {
-      int64_t end = here ? std::min(n1, whole) : n0;
-      if (end > n0) g.few(&t, n0, end, scratch.of(worker));
-      if (n1 > end) g.gemm(&t, 0, t.m, std::max(n0, end), n1, scratch.of(worker));
+    runs(c, ceilDiv(t.n, cols), [&](int64_t i, int64_t next, int worker) {
+      GemmTask part = t;
+      int64_t n0 = i * cols, n1 = std::min(n0 + cols, t.n), end = here ? std::min(n1, whole) : n0;
+      part.next0 = next * cols;
+      part.next1 = next > i ? std::min(part.next0 + cols, t.n) : part.next0;
+      if (end > n0) g.few(&part, n0, end, scratch.of(worker));
+      if (n1 > end) g.gemm(&part, 0, t.m, std::max(n0, end), n1, scratch.of(worker));
     });
   });
 }

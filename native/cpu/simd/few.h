@@ -163,7 +163,7 @@ VEC_INLINE void turnStep(const float* a, const T* b, int64_t line, int v, vf (&a
   for (int s = 0; s < kWidth; s++) {
     const float* at = a + (two ? 2 : 1) * s * MR;
     vf first = two ? lowerOf(b, w[s]) : w[s], second = two ? upperOf(b, w[s]) : w[s];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < MR; i++) {
       acc[i][v] = multiplyAdd(splatStep(at + i), first, acc[i][v]);
       if (two) acc[i][v] = multiplyAdd(splatStep(at + MR + i), second, acc[i][v]);
@@ -191,41 +191,45 @@ static void turnPart(const float* a, const T* b, int64_t line, int64_t n, int v,
   }
 }
 
-// What is read next, `run` bytes of kCols lines that are `step` bytes apart, a few at a time.
-struct Runs {
-  const char* at;
-  int64_t run, step, left, share;  // lines left, lines at a time
+// What is asked for while a panel is turned: as many bytes as each step reads.
+struct Coming {
+  const char* at;  // where the next panel goes on, if its lines follow one another in memory
+  int64_t across;  // else elements from a line to the same one of the next panel; 0 for none
 };
-
-VEC_INLINE void fetch(Runs* f) {
-  for (int64_t n = f->share < f->left ? f->share : f->left; n > 0; n--, f->left--) {
-    for (int64_t i = 0; i < f->run; i += kLine) __builtin_prefetch(f->at + i, 0, 2);
-    f->at += f->step;
-  }
-}
 
 // The first `rows` of MR rows by kCols lines that run along K, one block of K.
 template <int MR, class T>
 static void turnBlock(int64_t rows, int64_t elements, const float* a, const T* b, int64_t line,
-                      float* c, int64_t cStep, const Update& u, Runs* ahead) {
+                      float* c, int64_t cStep, const Update& u, Coming* next) {
+  constexpr int64_t kBytes = kWidth * kTurn<T> * (int64_t)sizeof(T);
   vf acc[MR][kVecs];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; v++) acc[i][v] = splat(0.0f);
   }
   int64_t p = 0;
   for (; p + kTurn<T> <= elements; p += kTurn<T>) {
-    fetch(ahead);
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; v++) {
-      turnStep<MR>(a + p / kPair * MR, b + v * kWidth * line + p, line, v, acc);
+      const T* from = b + v * kWidth * line + p;
+      if (next->at) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(next->at + i, 0, 3);
+        next->at += kBytes;
+      } else if (next->across) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kWidth; i++) {
+          __builtin_prefetch(from + next->across + i * line, 0, 3);
+        }
+      }
+      turnStep<MR>(a + p / kPair * MR, from, line, v, acc);
     }
   }
   for (int v = 0; v < kVecs && p < elements; v++) {
     turnPart<MR>(a + p / kPair * MR, b + v * kWidth * line + p, line, elements - p, v, acc);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; v++) {
@@ -236,27 +240,26 @@ static void turnBlock(int64_t rows, int64_t elements, const float* a, const T* b
 }
 
 // MR rows by columns [n0, n1), whole panels, of a B whose lines run along K: turned in registers.
-// What is read next, a panel's next block of K or the next panel's first, is fetched meanwhile.
+// The next panel, of this part or the next one, is fetched meanwhile in the order of memory: from
+// neighbouring lines at different places the processor fetches more slowly.
 template <int MR, class T>
 static void turned(const GemmTask* t, int64_t n0, int64_t n1) {
   int64_t step = depthOf(t->k), height = paddedRows(t->m), line = t->bCol;
   const T* b = (const T*)t->b;
   for (int64_t j = n0; j < n1; j += kCols) {
+    int64_t then = j + kCols < n1 ? j + kCols : t->next0;
+    bool more = j + kCols < n1 || t->next1 > t->next0;
+    Coming next = {more && line == t->k ? (const char*)(b + then * line) : nullptr,
+                   more && line != t->k ? (then - j) * line : 0};
     for (int64_t p0 = t->k0; p0 < t->k1; p0 += step) {
       int64_t elements = t->k1 - p0 < step ? t->k1 - p0 : step;
-      bool last = p0 + step >= t->k1;
-      int64_t j1 = last ? j + kCols : j, p1 = last ? t->k0 : p0 + step;
-      int64_t end = p1 + step < t->k1 ? p1 + step : t->k1;
-      int64_t tiles = elements < kTurn<T> ? 1 : elements / kTurn<T>;
-      Runs ahead = {(const char*)(b + j1 * line + p1), (end - p1) * (int64_t)sizeof(T),
-                    line * (int64_t)sizeof(T), j1 < n1 ? kCols : 0, (kCols + tiles - 1) / tiles};
       turnBlock<MR>(t->m, elements, t->aPack + (p0 - t->k0) / kPair * height, b + j * line + p0,
-                    line, t->c + j, t->cRow, updateOf(t, p0, j), &ahead);
+                    line, t->c + j, t->cRow, updateOf(t, p0, j), &next);
     }
   }
 }
 
-constexpr int64_t kTurnedRows = 4;
+constexpr int64_t kTurnedRows = kWidth < 16 ? 4 : 8;  // whose sums the registers hold
 
 template <class T>
 static void turnedRows(const GemmTask* t, int64_t n0, int64_t n1) {
@@ -265,8 +268,10 @@ static void turnedRows(const GemmTask* t, int64_t n0, int64_t n1) {
       return turned<1, T>(t, n0, n1);
     case 2:
       return turned<2, T>(t, n0, n1);
-    default:
+    case 4:
       return turned<4, T>(t, n0, n1);
+    default:
+      return turned<kTurnedRows, T>(t, n0, n1);
   }
 }
 
