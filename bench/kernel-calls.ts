@@ -152,6 +152,9 @@ function rowsAndAttention(shape: ModelShape): KernelCall[] {
     call('attention.grad', [q, k, k, q, lse, q, q, k, k], causal, { flops: 10 * pairs * d }),
     call('crossEntropy', [logits, labels, loss], [-100, 0]),
     call('crossEntropy.grad', [logits, labels, loss, logits], [-100, 0]),
+    call('crossEntropy.withGrad', [labels, loss, logits], [-100, 0, 1], {
+      bytes: 2 * LOSS_ROWS * v * 4,
+    }),
   ];
 }
 

@@ -75,7 +75,18 @@ function soundCalls(): KernelCall[] {
     attrs: [0.1, 0.9, 0.99, 1e-8, 0.1, 3, 1],
   });
   calls.push({ kernel: 'sgd', args: [f([5]), f([5]), f([5])], attrs: [0.1, 0.9, 0.1, 1, 0] });
-  calls.push({ kernel: 'sumSquares', args: [f([2, 3]), f([1])], attrs: [] });
+  calls.push({
+    kernel: 'adamwEach',
+    args: [f([1]), f([5]), f([5]), f([5]), f([5])],
+    attrs: [0.1, 0.9, 0.99, 1e-8, 0.1, 3, 1],
+  });
+  calls.push({
+    kernel: 'sgd',
+    args: [f([1]), f([5]), f([5]), f([5])],
+    attrs: [0.1, 0.9, 0.1, 1, 0],
+  });
+  calls.push({ kernel: 'sumSquares', args: [f([2, 3]), f([5]), f([2])], attrs: [] });
+  calls.push({ kernel: 'clipFactor', args: [f([3]), f([]), f([1])], attrs: [1] });
   calls.push({ kernel: 'accumulate', args: [f([2, 3]), f([2, 3])], attrs: [] });
   calls.push({ kernel: 'write', args: [f([2, 3]), f([3, 5])], attrs: [1, 2] });
   calls.push({ kernel: 'slice.gradAdd', args: [f([2, 3]), f([3, 5])], attrs: [1, 2] });

@@ -1,4 +1,4 @@
-// Sums over any axes, largest elements along one, and the sum of squares for clipping.
+// Sums over any axes, and largest elements along one.
 #include "../common/calls/reduce.h"
 
 #include <algorithm>
@@ -122,22 +122,6 @@ void maxGrad(const Args& args) {
   }
 }
 
-// Blocks of fixed size, added in order.
-void sumSquares(const Args& args) {
-  checkSumSquares(args);
-  Floats x = floats(args, 0);
-  int64_t n = args[0].count, blocks = (n + Context::kGrain - 1) / Context::kGrain;
-  Workspace held(args.context.memory, static_cast<uint64_t>(blocks) * sizeof(double));
-  double* part = held.as<double>();
-  auto f = args.context.isa->sumSquares;
-  args.context.ranges(n, Context::kGrain, [&](int64_t i, int64_t e, int) {
-    part[i / Context::kGrain] = f(x + i, e - i);
-  });
-  double total = 0;
-  for (int64_t b = 0; b < blocks; b++) total += part[b];
-  *args[1].as<float>() = static_cast<float>(total);
-}
-
 }  // namespace
 
 void registerReduce(Registry& r) {
@@ -145,7 +129,6 @@ void registerReduce(Registry& r) {
   r.push_back({"max", largest<true>});
   r.push_back({"max.grad", maxGrad});
   r.push_back({"argmax", largest<false>});
-  r.push_back({"sumSquares", sumSquares});
 }
 
 }  // namespace lowrank

@@ -1,4 +1,4 @@
-// Sums over any axes, largest elements along one, and the sum of squares for clipping.
+// Sums over any axes, and largest elements along one.
 #include "../common/calls/reduce.h"
 #include "reduce.h"
 #include "sums.cuh"
@@ -79,58 +79,6 @@ __global__ void __launch_bounds__(kThreads)
   int64_t place = index[o];
   if (k == 0 && (place < 0 || place >= a.n.n)) report(sink, FaultKind::id, place, a.n.n);
   dx[e] = place == k ? dy[o] : 0.0f;
-}
-
-__device__ __forceinline__ double blockSumWide(double v, double* room) {
-  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
-  if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = v;
-  __syncthreads();
-  double total = 0;
-  for (int w = 0; w < kThreads / kWarp; w++) total += room[w];
-  return total;
-}
-
-constexpr int64_t kOneBlock = 16384;
-constexpr int kSquareBlocks = 1024;  // the same on every card, so that the sum is, too
-
-// part of each block, or `whole` where there is one block.
-template <bool Packed>
-__global__ void __launch_bounds__(kThreads)
-    squaresKernel(AnyFloats x, int64_t n, double* part, float* whole) {
-  SHARED(double, room, [kThreads / kWarp]);
-  int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  double sum = 0;
-  if constexpr (Packed) {
-#pragma unroll 4
-    for (int64_t i = first; i < n / 4; i += step) {
-      float v[4];
-      loadPack(static_cast<const float*>(x.data) + i * 4, v);
-#pragma unroll
-      for (int k = 0; k < 4; k++) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
-    }
-    first += n / 4 * 4;
-  }
-  for (int64_t i = first; i < n; i += step) {
-    double v = x[i];
-    sum += v * v;
-  }
-  sum = blockSumWide(sum, room);
-  if (threadIdx.x > 0) return;
-  if (part) {
-    part[blockIdx.x] = sum;
-  } else {
-    *whole = static_cast<float>(sum);
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    sumPartsKernel(const double* part, int parts, float* y) {
-  SHARED(double, room, [kThreads / kWarp]);
-  double sum = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kThreads) sum += part[i];
-  sum = blockSumWide(sum, room);
-  if (threadIdx.x == 0) *y = static_cast<float>(sum);
 }
 
 // Launchers.
@@ -290,25 +238,6 @@ void maxGrad(const CudaArgs& args) {
          args.sink());
 }
 
-// Blocks of the grid, then their sums in order.
-void sumSquares(const CudaArgs& args) {
-  checkSumSquares(args);
-  AnyFloats x = anyFloats(args, 0);
-  const View& y = args[1];
-  int64_t n = args[0].count, wish = (n + kThreads * 8 - 1) / (kThreads * 8);
-  // One block where that is quicker than a second launch: the gradients of LoRA's A and B.
-  int64_t blocks = n <= kOneBlock ? 1 : wish < kSquareBlocks ? wish : kSquareBlocks;
-  Workspace held(args.device.memory,
-                 blocks > 1 ? static_cast<uint64_t>(blocks) * sizeof(double) : 0);
-  double* part = blocks > 1 ? held.as<double>() : nullptr;
-  dim3 grid(static_cast<unsigned>(blocks)), block(kThreads);
-  bool packed = x.f32() && aligned(x.data);
-  launch(args, packed ? squaresKernel<true> : squaresKernel<false>, grid, block, 0, x, n, part,
-         y.as<float>());
-  if (!part) return;
-  launch(args, sumPartsKernel, dim3(1), block, 0, part, static_cast<int>(blocks), y.as<float>());
-}
-
 }  // namespace
 
 void sumOfRows(const CudaArgs& args, const float* x, int64_t rows, int64_t width, float* y) {
@@ -320,7 +249,6 @@ void registerReduce(CudaRegistry& r) {
   r.push_back({"max", largest<true>});
   r.push_back({"max.grad", maxGrad});
   r.push_back({"argmax", largest<false>});
-  r.push_back({"sumSquares", sumSquares});
 }
 
 }  // namespace lowrank

@@ -59,24 +59,46 @@ __device__ __forceinline__ Top joinedWarp(Top top) {
   return top;
 }
 
+__device__ __forceinline__ void joinFour(Top& top, const float* v) {
+  float max = fmaxf(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])), top.max);
+  top.sum = top.max == max ? top.sum : top.sum * expf(top.max - max);
+  top.max = max;
+  top.sum +=
+      (expBelow(v[0], max) + expBelow(v[1], max)) + (expBelow(v[2], max) + expBelow(v[3], max));
+}
+
 // Of a row of n by its threads, in one pass; in each of them. `plain`, unless null, becomes this
-// thread's part of the sum of x.
+// thread's part of the sum of x. The first `kept` elements are left in `keep`, each by the thread
+// that will find it there.
 template <int kLanes, class T>
-__device__ __forceinline__ Top topOf(const T* x, int64_t n, Top* room, float* plain = nullptr) {
+__device__ __forceinline__ Top topOf(const T* x, int64_t n, Top* room, float* plain = nullptr,
+                                     float* keep = nullptr, int kept = 0) {
   Top top = {-INFINITY, 0.0f};
   float total = 0;
-  for (int64_t i = Lanes<kLanes>::lane(); i < n; i += 4 * kLanes) {
+  int64_t i = Lanes<kLanes>::lane();
+  // Eight are on their way at once; they are added as four and four.
+  for (; i + 7 * kLanes < n; i += 8 * kLanes) {
+    float v[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) v[k] = widen(x[i + k * kLanes]);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+      if (plain) total += v[k];
+      if (keep && i + k * kLanes < kept) keep[i + k * kLanes] = v[k];
+    }
+    joinFour(top, v);
+    joinFour(top, v + 4);
+  }
+  for (; i < n; i += 4 * kLanes) {
     float v[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      v[k] = i + k * kLanes < n ? widen(x[i + k * kLanes]) : -INFINITY;
-      if (plain && i + k * kLanes < n) total += v[k];
+      int64_t at = i + k * kLanes;
+      v[k] = at < n ? widen(x[at]) : -INFINITY;
+      if (plain && at < n) total += v[k];
+      if (keep && at < n && at < kept) keep[at] = v[k];
     }
-    float max = fmaxf(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])), top.max);
-    top.sum = top.max == max ? top.sum : top.sum * expf(top.max - max);
-    top.max = max;
-    top.sum +=
-        (expBelow(v[0], max) + expBelow(v[1], max)) + (expBelow(v[2], max) + expBelow(v[3], max));
+    joinFour(top, v);
   }
   if (plain) *plain = total;
   top = joinedWarp(top);

@@ -1,6 +1,5 @@
 import { defineOp, type Meta, type Sample } from '../autograd/index.js';
 import type { Backend, KernelTensor } from '../tensor/backend.js';
-import { full } from '../tensor/create.js';
 import { computeDType, type DType, dtypeBytes } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
@@ -69,26 +68,27 @@ class ChunkedHead {
     const [N, V] = [hidden.shape[0] as number, weight.shape[0] as number];
     const rows = Math.min(attrs.chunkRows, N);
     const logits = Tensor.empty(this.#backend, [rows, V], this.#dtype, 'workspace');
-    const options = { backend: this.#backend, dtype: this.#dtype };
-    const dLoss = this.dHidden || dWeight ? full([rows], attrs.factor, options) : null;
     if (dWeight && N === 0) this.#backend.run('fill', [dWeight], [0]);
     for (let from = 0; from < N; from += rows) {
-      this.#chunk(from, Math.min(from + rows, N), logits, dLoss);
+      this.#chunk(from, Math.min(from + rows, N), logits);
     }
   }
 
-  #chunk(from: number, to: number, buffer: Tensor, ones: Tensor | null): void {
+  #chunk(from: number, to: number, buffer: Tensor): void {
     const { weight, dHidden, dWeight, attrs } = this;
     const backend = this.#backend;
     const [h, labels] = [rowsOf(this.hidden, from, to), rowsOf(this.labels, from, to)];
     const logits = rowsOf(buffer, 0, to - from);
+    const losses = rowsOf(this.losses, from, to);
     const settings = [attrs.ignoreIndex, 0];
     backend.run('linear', [h, weight, logits], []);
-    backend.run('crossEntropy', [logits, labels, rowsOf(this.losses, from, to)], settings);
-    if (!ones) return;
-    const dLoss = rowsOf(ones, 0, to - from);
+    if (!dHidden && !dWeight) {
+      backend.run('crossEntropy', [logits, labels, losses], settings);
+      return;
+    }
     // The gradient takes the logits' place.
-    backend.run('crossEntropy.grad', [logits, labels, dLoss, logits], settings);
+    const factor = attrs.factor;
+    backend.run('crossEntropy.withGrad', [labels, losses, logits], [...settings, factor]);
     if (dHidden) backend.run('matmul', [logits, weight, rowsOf(dHidden, from, to)], [0, 0, 1, 0]);
     if (dWeight) backend.run('matmul', [logits, h, dWeight], [1, 0, 1, from > 0 ? 1 : 0]);
   }

@@ -43,7 +43,7 @@ export class AdamW extends Optimizer<AdamWOptions> {
   protected apply(
     changes: readonly Change[],
     { betas, eps, weightDecay }: Required<AdamWOptions>,
-    { lr, gradScale }: Moment,
+    { lr, gradScale, factor }: Moment,
   ): void {
     const attrs = [lr, betas[0], betas[1], eps, weightDecay, this.updates, gradScale];
     for (const backend of new Set(changes.map(({ p }) => p.backend))) {
@@ -51,7 +51,7 @@ export class AdamW extends Optimizer<AdamWOptions> {
       for (let i = 0; i < own.length; i += TOGETHER) {
         const some = own.slice(i, i + TOGETHER);
         const tensors = some.flatMap(({ p, grad, state }) => [grad, p, ...state]);
-        backend.run('adamwEach', tensors, attrs);
+        backend.run('adamwEach', factor ? [factor, ...tensors] : tensors, attrs);
       }
     }
   }

@@ -18,6 +18,8 @@ export type Group<O> = Partial<O> & { readonly parameters: ReadonlyMap<string, T
 export interface Moment {
   readonly lr: number;
   readonly gradScale: number;
+  /** Multiplies the gradients, too, f32 [1]; where it is NaN nothing changes. */
+  readonly factor: Tensor | null;
 }
 
 /** A parameter to change. */
@@ -45,6 +47,8 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
   /** Steps of the run that are done: those that updated and those that were skipped. */
   step = 0;
   #updates = 0;
+  /** Parameters whose state the last update made. */
+  #begun: string[] = [];
   readonly #state = new Map<string, Tensor[]>();
   readonly #groups: readonly { settings: Required<O>; parameters: ReadonlyMap<string, Tensor> }[];
 
@@ -103,26 +107,63 @@ export abstract class Optimizer<O extends OptimizerOptions = OptimizerOptions> {
   /**
    * One update of every parameter that has a gradient.
    * @param lrFactor multiplies every learning rate (the schedule)
-   * @param gradScale multiplies every gradient (clipping)
+   * @param gradScale multiplies every gradient (clipping): a number, or an f32 tensor [1] whose
+   * value the backend alone knows, as {@link Clipping} has it. Where that is NaN nothing changes,
+   * and {@link revoke} is to follow
+   * @throws when a parameter lies on another backend than `gradScale`
    */
-  update(lrFactor = 1, gradScale = 1): void {
+  update(lrFactor = 1, gradScale: number | Tensor = 1): void {
+    const factor = typeof gradScale === 'number' ? null : gradScale.check('update');
+    this.#checkFactor(factor);
     this.step++;
     this.#updates++;
-    for (const { settings, parameters } of this.#groups) {
-      const changes: Change[] = [];
-      for (const [name, p] of parameters) {
-        if (!p.grad) continue;
-        const first = !this.#state.has(name);
-        changes.push({ p, grad: p.grad, state: this.#stateOf(name, p), first });
+    this.#begun = [];
+    const moment = { factor, gradScale: typeof gradScale === 'number' ? gradScale : 1 };
+    try {
+      for (const { settings, parameters } of this.#groups) {
+        const changes = this.#changesOf(parameters);
+        this.apply(changes, settings, { ...moment, lr: settings.lr * lrFactor });
+        for (const { p } of changes) p.storage.version++;
       }
-      this.apply(changes, settings, { lr: settings.lr * lrFactor, gradScale });
-      for (const { p } of changes) p.storage.version++;
+    } catch (error) {
+      this.revoke();
+      throw error;
     }
+  }
+
+  #changesOf(parameters: ReadonlyMap<string, Tensor>): Change[] {
+    const changes: Change[] = [];
+    for (const [name, p] of parameters) {
+      if (!p.grad) continue;
+      const first = !this.#state.has(name);
+      if (first) this.#begun.push(name);
+      changes.push({ p, grad: p.grad, state: this.#stateOf(name, p), first });
+    }
+    return changes;
+  }
+
+  #checkFactor(factor: Tensor | null): void {
+    if (!factor) return;
+    if (factor.size !== 1 || factor.dtype !== 'f32') {
+      const received = `${factor.dtype} ${shapeText(factor.shape)}`;
+      throw failure(`${this.kind}.update`, 'a gradScale of one f32 element', received);
+    }
+    const other = this.parameters().find((p) => p.grad && p.backend !== factor.backend)?.backend;
+    if (!other) return;
+    throw failure(`${this.kind}.update`, `parameters on ${factor.backend.name}`, other.name);
   }
 
   /** Counts a step that changes nothing. */
   skip(): void {
     this.step++;
+  }
+
+  /** Takes back the counts of the last update, which changed nothing as its `gradScale` was NaN. */
+  revoke(): void {
+    this.step--;
+    this.#updates--;
+    for (const name of this.#begun) this.#forget(name);
+    this.#begun = [];
   }
 
   /** Updates done; with `step` and the state all that a checkpoint needs. */

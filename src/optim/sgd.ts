@@ -32,11 +32,11 @@ export class SGD extends Optimizer<SGDOptions> {
   protected apply(
     changes: readonly Change[],
     { momentum, weightDecay }: Required<SGDOptions>,
-    { lr, gradScale }: Moment,
+    { lr, gradScale, factor }: Moment,
   ): void {
     for (const { p, grad, state, first } of changes) {
       const attrs = [lr, momentum, weightDecay, gradScale, first ? 1 : 0];
-      p.backend.run('sgd', [grad, p, ...state], attrs);
+      p.backend.run('sgd', [...(factor ? [factor] : []), grad, p, ...state], attrs);
     }
   }
 }

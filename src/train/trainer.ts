@@ -3,13 +3,7 @@ import { backward, scope } from '../autograd/index.js';
 import { type LossResult, shiftedLabels, type TokenBatch } from '../models/causal-lm.js';
 import { type SequenceBatch, SequenceClassifier } from '../models/classifier.js';
 import { withTraining } from '../nn/index.js';
-import {
-  clipFactor,
-  gradientNorm,
-  type Optimizer,
-  type ScheduleName,
-  scheduleFactor,
-} from '../optim/index.js';
+import { Clipping, type Optimizer, type ScheduleName, scheduleFactor } from '../optim/index.js';
 import { failure, onlyKnown } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { StepGraphs } from './step-graph.js';
@@ -146,19 +140,40 @@ function optimizerStep(
   try {
     const { losses, tokens } = accumulate(model, batches, options, optimizer.step);
     held.push(...losses);
-    const gradNorm = tokens > 0 ? gradientNorm(optimizer.parameters()) : 0;
-    // Read last, so that a device still works while the calls after it are made.
-    const loss = losses.reduce((sum, l) => sum + l.item(), 0);
-    if (tokens > 0 && Number.isFinite(gradNorm) && Number.isFinite(loss)) {
-      optimizer.update(factor, maxGradNorm > 0 ? clipFactor(gradNorm, maxGradNorm) : 1);
-      return { loss, tokens, gradNorm };
+    if (tokens === 0) {
+      optimizer.skip();
+      return { loss: 0, tokens, gradNorm: 0, skipped: 'no label in the batch' };
     }
+    const { loss, gradNorm } = clippedUpdate(optimizer, losses, factor, maxGradNorm);
+    if (Number.isFinite(gradNorm) && Number.isFinite(loss)) return { loss, tokens, gradNorm };
+    optimizer.revoke();
     optimizer.skip();
-    const skipped = tokens === 0 ? 'no label in the batch' : 'the loss or a gradient is not finite';
-    return { loss, tokens, gradNorm, skipped };
+    return { loss, tokens, gradNorm, skipped: 'the loss or a gradient is not finite' };
   } finally {
     for (const loss of held) loss.dispose();
     optimizer.zeroGrad();
+  }
+}
+
+/**
+ * An update that a loss or a gradient that is not finite keeps from changing anything. Both are
+ * read after it, so that a device still works while its calls are made.
+ */
+function clippedUpdate(
+  optimizer: Optimizer,
+  losses: readonly Tensor[],
+  factor: number,
+  maxGradNorm: number,
+): { loss: number; gradNorm: number } {
+  using clipping = Clipping.of(optimizer.parameters(), maxGradNorm, losses);
+  optimizer.update(factor, clipping?.factor ?? 1);
+  try {
+    const gradNorm = clipping?.norm() ?? 0;
+    const loss = losses.reduce((sum, l) => sum + l.item(), 0);
+    return { loss, gradNorm };
+  } catch (error) {
+    optimizer.revoke();
+    throw error;
   }
 }
 

@@ -115,11 +115,4 @@ inline AroundAxis maxGradAxis(const Call& args) {
   return a;
 }
 
-inline void checkSumSquares(const Call& args) {
-  args.counts(2, 0);
-  args.floating(0);
-  const View& y = args.out(1);
-  EXPECT(args, y.count == 1, "an output of one element", y.describe());
-}
-
 }  // namespace lowrank

@@ -124,6 +124,13 @@ struct LossRows {
   float* out;
 };
 
+inline double lossSmoothing(const Call& args) {
+  double smoothing = args.attrs[1];
+  EXPECT(args, smoothing >= 0 && smoothing <= 1, "smoothing from 0 to 1",
+         std::to_string(smoothing));
+  return smoothing;
+}
+
 // logits and labels to the loss, or with its gradient, a row, to that of the logits.
 inline LossRows lossRows(const Call& args, bool gradient) {
   size_t out = gradient ? 3 : 2;
@@ -136,11 +143,33 @@ inline LossRows lossRows(const Call& args, bool gradient) {
   args.shaped(2, {n});
   const int32_t* labels = args.typed(1, DType::i32).as<int32_t>();
   int64_t ignore = args.integer(0, INT32_MIN, INT32_MAX);
-  double smoothing = args.attrs[1];
-  EXPECT(args, smoothing >= 0 && smoothing <= 1, "smoothing from 0 to 1",
-         std::to_string(smoothing));
+  double smoothing = lossSmoothing(args);
   if (gradient) args.sameShape(0, 3);
   return {n, v, ignore, smoothing, labels, args.out(out).as<float>()};
+}
+
+// The same, whose `out` are the logits, for the loss and the gradient in their place.
+struct LossAndGrad {
+  LossRows rows;
+  float* loss;
+  float factor;  // of the gradient
+};
+
+// labels to the loss and, in place, the logits.
+inline LossAndGrad lossAndGrad(const Call& args) {
+  args.counts(3, 3);
+  const View& logits = args[2];
+  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
+  int64_t n = logits.dims[0], v = logits.dims[1];
+  args.shaped(0, {n});
+  args.shaped(1, {n});
+  const int32_t* labels = args.typed(0, DType::i32).as<int32_t>();
+  int64_t ignore = args.integer(0, INT32_MIN, INT32_MAX);
+  double smoothing = lossSmoothing(args);
+  float* loss = args.out(1).as<float>();
+  return {{n, v, ignore, smoothing, labels, args.out(2).as<float>()},
+          loss,
+          static_cast<float>(args.attrs[2])};
 }
 
 }  // namespace lowrank
