@@ -5,6 +5,7 @@ import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import type { Backend } from '../src/tensor/backend.js';
 import { DTYPES, type DType, dtypeBytes, isFloat } from '../src/tensor/dtype.js';
+import type { NativeBackend } from '../src/tensor/native.js';
 import { normal } from '../src/tensor/random.js';
 import { numel, type Shape } from '../src/tensor/shape.js';
 import { native } from './backends.js';
@@ -260,7 +261,11 @@ onCuda('sums run over any axes', () => {
     agrees('sum', [floats(shape), floats(kept)], axes, { leads: [0, 3] });
   }
   agrees('sum', [floats([9, 33], [], 'bf16'), floats([33])], [0]);
-  for (const n of [0, 1, 5, 2049, 70001]) agrees('sumSquares', [floats([n]), floats([1])]);
+  const many = [0, 1, 5, 2049, 70001, 3, 16384, 16385].map((n) => floats([n]));
+  for (const x of many) agrees('sumSquares', [x, floats([1])]);
+  agrees('sumSquares', [...many, floats([many.length])]);
+  const few = Array.from({ length: 130 }, (_, i) => floats([i % 5]));
+  agrees('sumSquares', [...few, floats([130])]);
   agrees('sumSquares', [floats([9], SPECIAL), floats([1])]);
 });
 
@@ -397,6 +402,57 @@ onCuda('AdamW of many parameters in a call is that of each', () => {
   assert.throws(() => call(cuda, 'adamwEach', part, 1, attrs, 0), 'g, p, m and v of each');
 });
 
+onCuda('the gradient beside the loss, of more logits than shared memory has', () => {
+  for (const smoothing of [0, 0.1]) {
+    const labels: Operand = { shape: [3], dtype: 'i32', values: [60000, -7, 5] };
+    const attrs = [-7, smoothing, 0.25];
+    const x = floats([3, 60001]);
+    agrees('crossEntropy.withGrad', [labels, floats([3]), x], attrs, { outputs: 2 });
+  }
+});
+
+onCuda('clipping sees numbers of every call that is not finite', () => {
+  const sums = floats([130], [0.25, 3]);
+  for (const count of [0, 1, 128, 129, 300]) {
+    for (const bad of [-1, 0, count - 1]) {
+      const numbers = Array.from({ length: count }, (_, i) => floats([1], [i === bad ? NaN : i]));
+      agrees('clipFactor', [sums, ...numbers, floats([1])], [0.5], { exact: bad < 0 });
+    }
+  }
+});
+
+onCuda('a fault leaves no factor to step by', () => {
+  const view = (shape: Shape, dtype: DType = 'f32') => {
+    const storage = { handle: cuda.allocate(64, 'workspace') };
+    return { storage, byteOffset: 0, dtype, shape };
+  };
+  const [labels, losses, logits, sums] = [view([2], 'i32'), view([2]), view([2, 3]), view([1])];
+  const factor = view([1]);
+  const labelled = (last: number) => new Uint8Array(Int32Array.of(0, last).buffer);
+  const { recording } = (cuda as NativeBackend).record(() => {
+    cuda.upload(labels.storage.handle, 0, labelled(2));
+    cuda.run('fill', [logits], [1]);
+    cuda.run('fill', [sums], [4]);
+    cuda.run('crossEntropy.withGrad', [labels, losses, logits], [-1, 0, 1]);
+    cuda.run('clipFactor', [sums, factor], [1]);
+  });
+  assert.ok(typeof recording !== 'string');
+  const read = () => {
+    const bytes = new Uint8Array(4);
+    cuda.download(factor.storage.handle, 0, bytes);
+    return new Float32Array(bytes.buffer)[0] as number;
+  };
+  assert.ok(Math.abs(read() - 0.5) < 1e-6);
+  // All calls of the graph are on their way before the host can see the fault.
+  recording.replay([labelled(3)]);
+  assert.throws(read, /\[crossEntropy.withGrad\] expected labels from 0 to 2, received 3/);
+  assert.ok(Number.isNaN(read()));
+  recording.replay([labelled(1)]);
+  assert.ok(Math.abs(read() - 0.5) < 1e-6);
+  recording.dispose();
+  for (const t of [labels, losses, logits, sums, factor]) cuda.free(t.storage.handle);
+});
+
 onCuda('ids and labels outside their range are errors of the next call', () => {
   const bad: Operand = { shape: [3], dtype: 'i32', values: [1, 9, 0] };
   const negative: Operand = { shape: [3], dtype: 'i32', values: [1, 0, -1] };
@@ -426,6 +482,12 @@ onCuda('ids and labels outside their range are errors of the next call', () => {
       /\[crossEntropy\] expected labels from 0 to 1, received 7/,
     ],
     ['crossEntropy.grad', [rows, negative, floats([3]), rows], [-100, 0], /grad\] .*received -1/],
+    [
+      'crossEntropy.withGrad',
+      [negative, floats([3]), rows],
+      [-100, 0, 1],
+      /\[crossEntropy.withGrad\] expected labels from 0 to 1, received -1/,
+    ],
   ];
   for (const [kernel, operands, attrs, message] of cases) {
     assert.throws(() => call(cuda, kernel, operands, 1, attrs, 0), message);

@@ -1,3 +1,4 @@
+// time-limit: 300
 // Kernels that do in one pass what others do in several: the same bits, and nothing changed where
 // nothing may.
 import { test } from 'uvu';
@@ -12,7 +13,21 @@ import { NativeBackend } from '../src/tensor/native.js';
 import { normal } from '../src/tensor/random.js';
 import { numel, type Shape } from '../src/tensor/shape.js';
 import { Tensor } from '../src/tensor/tensor.js';
-import { onEachBackend, onNative, reference } from './backends.js';
+import { candidates, native, onGpu, onNative, reference } from './backends.js';
+import { cudaShim } from './cuda.js';
+import { TinyRun } from './support/run.js';
+import { setFloats, TINY, tinyBatch } from './support/tiny.js';
+import { skipUnless } from './support.js';
+
+/** Registers a test for each backend, and for the CUDA kernels on the processor. */
+function onEach(name: string, body: (backend: Backend) => void | Promise<void>): void {
+  for (const c of candidates) {
+    const register = skipUnless(test, c.backend !== null, c.reason || `${c.name} is missing`);
+    register(`${name} (${c.name})`, () => body(c.backend as Backend));
+  }
+  const shim = skipUnless(test, native !== null && !onGpu, 'no native addon, or a GPU is there');
+  shim(`${name} (the CUDA shim)`, () => body(cudaShim()));
+}
 
 const random = (backend: Backend, shape: Shape, stream: number, dtype: DType = 'f32') =>
   tensor(normal({ seed: 3, stream }, numel(shape)), shape, { backend, dtype });
@@ -42,7 +57,7 @@ function bothWays(
   return { two: bytesOf([losses, x]), one: bytesOf([other, again]) };
 }
 
-onEachBackend(test, 'a loss with its gradient has the bits of the two calls', (backend) => {
+onEach('a loss with its gradient has the bits of the two calls', (backend) => {
   for (const v of [1, 5, 31, 1024, 1025, 8193, 50257]) {
     const values = normal({ seed: 4, stream: v }, 4 * v).map((z) => 5 * z);
     for (const smoothing of [0, 0.1]) {
@@ -78,7 +93,7 @@ onNative(test, 'a loss with its gradient on each instruction set and any threads
   }
 });
 
-onEachBackend(test, 'a label that is none is an error, and the logits stay', (backend) => {
+onEach('a label that is none is an error, and the logits stay', (backend) => {
   const x = random(backend, [3, 5], 1);
   const before = bytesOf([x]);
   const losses = full([3], 0, { backend });
@@ -96,7 +111,7 @@ onEachBackend(test, 'a label that is none is an error, and the logits stay', (ba
 /** Empty, single, odd, and longer than a part of work of one thread or block. */
 const SHAPES: readonly Shape[] = [[0], [1], [3, 37], [16384], [5, 16385], [2, 5], [70001]];
 
-onEachBackend(test, 'sums of squares of many tensors are those of each', (backend) => {
+onEach('sums of squares of many tensors are those of each', (backend) => {
   const all = Array.from({ length: 250 }, (_, i) =>
     random(backend, SHAPES[i < 14 ? i % 7 : 2] as Shape, i, i % 3 === 2 ? 'bf16' : 'f32'),
   );
@@ -120,33 +135,29 @@ onEachBackend(test, 'sums of squares of many tensors are those of each', (backen
   backend.setThreads(threads);
 });
 
-onEachBackend(
-  test,
-  'the factor is that of the norm, and NaN where a number is not finite',
-  (backend) => {
-    const factorOf = (sums: readonly number[], numbers: readonly number[], maxNorm: number) => {
-      const y = Tensor.empty(backend, [1], 'f32');
-      const given = numbers.map((x) => number(backend, x));
-      backend.run('clipFactor', [tensor(sums, undefined, { backend }), ...given, y], [maxNorm]);
-      return y.item();
-    };
-    const many = Array.from(normal({ seed: 6, stream: 1 }, 300), (z) => Math.fround(z * z));
-    for (const sums of [[9, 16, 144], [0], [], many]) {
-      const norm = Math.sqrt(sums.reduce((n, s) => n + s, 0));
-      for (const maxNorm of [1e-3, 1, norm, 1e9]) {
-        const want = maxNorm > 0 ? clipFactor(norm, maxNorm) : 1;
-        assert.is(factorOf(sums, [1, -2], maxNorm), Math.fround(want), `${norm}, ${maxNorm}`);
-      }
-      assert.is(factorOf(sums, [], 0), 1);
+onEach('the factor is that of the norm, and NaN where a number is not finite', (backend) => {
+  const factorOf = (sums: readonly number[], numbers: readonly number[], maxNorm: number) => {
+    const y = Tensor.empty(backend, [1], 'f32');
+    const given = numbers.map((x) => number(backend, x));
+    backend.run('clipFactor', [tensor(sums, undefined, { backend }), ...given, y], [maxNorm]);
+    return y.item();
+  };
+  const many = Array.from(normal({ seed: 6, stream: 1 }, 300), (z) => Math.fround(z * z));
+  for (const sums of [[9, 16, 144], [0], [], many]) {
+    const norm = Math.sqrt(sums.reduce((n, s) => n + s, 0));
+    for (const maxNorm of [1e-3, 1, norm, 1e9]) {
+      const want = maxNorm > 0 ? clipFactor(norm, maxNorm) : 1;
+      assert.is(factorOf(sums, [1, -2], maxNorm), Math.fround(want), `${norm}, ${maxNorm}`);
     }
-    for (const bad of [Number.NaN, INFINITE, -INFINITE]) {
-      assert.ok(Number.isNaN(factorOf([1, bad, 1], [], 1)));
-      assert.ok(Number.isNaN(factorOf([1, 1], [0, bad, 0], 0)));
-    }
-    assert.throws(() => factorOf([1], [], -1), /\[clipFactor\] expected a largest norm/);
-    assert.throws(() => factorOf([1], [], Number.NaN), /\[clipFactor\] expected a largest norm/);
-  },
-);
+    assert.is(factorOf(sums, [], 0), 1);
+  }
+  for (const bad of [Number.NaN, INFINITE, -INFINITE]) {
+    assert.ok(Number.isNaN(factorOf([1, bad, 1], [], 1)));
+    assert.ok(Number.isNaN(factorOf([1, 1], [0, bad, 0], 0)));
+  }
+  assert.throws(() => factorOf([1], [], -1), /\[clipFactor\] expected a largest norm/);
+  assert.throws(() => factorOf([1], [], Number.NaN), /\[clipFactor\] expected a largest norm/);
+});
 
 const SETTINGS: readonly (readonly [string, number, readonly number[], number])[] = [
   ['adamw', 4, [0.01, 0.9, 0.99, 1e-6, 0.1, 3], 6],
@@ -154,36 +165,32 @@ const SETTINGS: readonly (readonly [string, number, readonly number[], number])[
   ['sgd', 3, [0.1, 0.9, 0.01], 3],
 ];
 
-onEachBackend(
-  test,
-  'a step by a factor that the backend has, or none where it is NaN',
-  (backend) => {
-    for (const [kernel, tensors, settings, at] of SETTINGS) {
-      const state = () =>
-        Array.from({ length: tensors }, (_, i) => {
-          const values = normal({ seed: 8, stream: i }, 8195).map((z) => (i === 3 ? z * z : z));
-          return tensor(values, undefined, { backend });
-        });
-      const attrs = (gradScale: number) => [
-        ...settings.slice(0, at),
-        gradScale,
-        ...(kernel === 'sgd' ? [0] : []),
-      ];
-      const [known, given, untouched] = [state(), state(), state()];
-      backend.run(kernel, known, attrs(Math.fround(0.3)));
-      backend.run(kernel, [number(backend, 0.3), ...given], attrs(1));
-      assert.equal(bytesOf(given), bytesOf(known), kernel);
-      const before = bytesOf(untouched);
-      backend.run(kernel, [number(backend, Number.NaN), ...untouched], attrs(1));
-      assert.equal(bytesOf(untouched), before, kernel);
-      const wide = [tensor([1, 1], undefined, { backend }), ...untouched];
-      assert.throws(
-        () => backend.run(kernel, wide, attrs(1)),
-        /expected an? .*factor of one element/,
-      );
-    }
-  },
-);
+onEach('a step by a factor that the backend has, or none where it is NaN', (backend) => {
+  for (const [kernel, tensors, settings, at] of SETTINGS) {
+    const state = () =>
+      Array.from({ length: tensors }, (_, i) => {
+        const values = normal({ seed: 8, stream: i }, 8195).map((z) => (i === 3 ? z * z : z));
+        return tensor(values, undefined, { backend });
+      });
+    const attrs = (gradScale: number) => [
+      ...settings.slice(0, at),
+      gradScale,
+      ...(kernel === 'sgd' ? [0] : []),
+    ];
+    const [known, given, untouched] = [state(), state(), state()];
+    backend.run(kernel, known, attrs(Math.fround(0.3)));
+    backend.run(kernel, [number(backend, 0.3), ...given], attrs(1));
+    assert.equal(bytesOf(given), bytesOf(known), kernel);
+    const before = bytesOf(untouched);
+    backend.run(kernel, [number(backend, Number.NaN), ...untouched], attrs(1));
+    assert.equal(bytesOf(untouched), before, kernel);
+    const wide = [tensor([1, 1], undefined, { backend }), ...untouched];
+    assert.throws(
+      () => backend.run(kernel, wide, attrs(1)),
+      /expected an? .*factor of one element/,
+    );
+  }
+});
 
 /** Parameters of five elements with random gradients. */
 function withGradients(backend: Backend, count: number): Map<string, Tensor> {
@@ -195,7 +202,7 @@ function withGradients(backend: Backend, count: number): Map<string, Tensor> {
   return new Map(entries);
 }
 
-onEachBackend(test, 'clipping that the backend keeps is that of numbers', (backend) => {
+onEach('clipping that the backend keeps is that of numbers', (backend) => {
   for (const count of [3, 300]) {
     const [mine, theirs] = [withGradients(backend, count), withGradients(backend, count)];
     const losses = Array.from({ length: count }, (_, i) => number(backend, i));
@@ -229,7 +236,7 @@ onEachBackend(test, 'clipping that the backend keeps is that of numbers', (backe
   assert.throws(() => Clipping.of([p as Tensor], 1, elsewhere), /\[clipping\] expected losses on/);
 });
 
-onEachBackend(test, 'an update by NaN changes nothing, and is taken back', (backend) => {
+onEach('an update by NaN changes nothing, and is taken back', (backend) => {
   const nan = number(backend, Number.NaN);
   for (const make of [AdamW, SGD]) {
     const [tried, plain] = [withGradients(backend, 3), withGradients(backend, 3)];
@@ -263,6 +270,44 @@ onEachBackend(test, 'an update by NaN changes nothing, and is taken back', (back
     a.dispose();
     b.dispose();
   }
+});
+
+onEach('a step that is not finite changes no weight, found before or after it', async (backend) => {
+  using run = new TinyRun(backend);
+  await run.train(1);
+  const before = run.bits();
+  const head = run.adapters.baseParameters().get('lm_head.weight') as Tensor;
+  const good = Float32Array.from(head.toNumbers());
+  setFloats(
+    head,
+    Float32Array.from(good, (v, i) => (i === 7 ? Number.NaN : v)),
+  );
+  const [event] = await run.train(2);
+  assert.is(event?.skipped, 'the loss or a gradient is not finite');
+  assert.equal(run.bits(), before);
+  assert.equal([run.optimizer.step, run.optimizer.updates], [2, 1]);
+  setFloats(head, good);
+  const [next] = await run.train(3);
+  assert.ok((next?.gradNorm as number) > 0 && next?.skipped === undefined);
+  assert.equal([run.optimizer.step, run.optimizer.updates], [3, 2]);
+});
+
+onEach('a step whose labels are wrong changes no weight and is not counted', async (backend) => {
+  using run = new TinyRun(backend);
+  await run.train(1);
+  const before = run.bits();
+  const batch = tinyBatch(4, [5, 5], TINY.vocab);
+  batch.labels[3] = TINY.vocab;
+  // A GPU finds it only when the update is already on its way.
+  let message = '';
+  await run.train(2, {}, { batch: () => batch }).catch((e: Error) => {
+    message = e.message;
+  });
+  assert.match(message, /^\[crossEntropy.withGrad\] expected labels/);
+  assert.equal(run.bits(), before, 'weights and moments');
+  assert.equal([run.optimizer.step, run.optimizer.updates], [1, 1]);
+  await run.train(2);
+  assert.not.equal(run.bits(), before);
 });
 
 test.run();
