@@ -206,14 +206,14 @@ export function backward(loss: Tensor, seed?: Tensor): void {
   // The scope holds gradients on their way; those of leaves leave it.
   scope(() =>
     noGrad(() => {
-      const start = seed ? seed.alias() : ones(loss.backend, loss);
+      const start = seed ? seed.alias() : oneLike(loss.backend, loss);
       if (root instanceof LeafNode) accumulate(root, start);
       else walk(root as OpNode, start, !seed);
     }),
   );
 }
 
-function ones(backend: Backend, like: Tensor): Tensor {
+function oneLike(backend: Backend, like: Tensor): Tensor {
   const t = Tensor.empty(backend, like.shape, like.dtype);
   backend.run('fill', [t], [1]);
   return t;

@@ -1,14 +1,8 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
-import {
-  type CommonOptions,
-  command,
-  commonOptions,
-  oneOf,
-  PACKAGE_ROOT,
-  printJson,
-} from './output.js';
+import { PACKAGE_ROOT } from '../tensor/package-root.js';
+import { type CommonOptions, command, commonOptions, oneOf, printJson } from './output.js';
 
 interface BuildFlags extends CommonOptions {
   readonly backend?: string;

@@ -1,13 +1,13 @@
 import { relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
+import { PACKAGE_ROOT } from '../tensor/package-root.js';
 import { backendOptions } from './model.js';
 import {
   type CommonOptions,
   command,
   commonOptions,
   note,
-  PACKAGE_ROOT,
   printJson,
   say,
   wholeNumber,

@@ -2,12 +2,12 @@ import { existsSync, readFileSync } from 'node:fs';
 import { arch, availableParallelism, cpus, platform, release, totalmem } from 'node:os';
 import type { Command } from 'commander';
 import type { NativeBackend } from '../tensor/native.js';
+import { PACKAGE_ROOT } from '../tensor/package-root.js';
 import {
   bytesText,
   type CommonOptions,
   command,
   commonOptions,
-  PACKAGE_ROOT,
   packageVersion,
   printJson,
   say,

@@ -2,9 +2,7 @@ import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { MemoryBooks, Purpose } from '../tensor/backend.js';
 import { nearest } from '../tensor/errors.js';
-
-/** The root of the package, from src/cli and dist/cli alike. */
-export const PACKAGE_ROOT = new URL('../../', import.meta.url);
+import { PACKAGE_ROOT } from '../tensor/package-root.js';
 
 export function packageVersion(): string {
   const text = readFileSync(new URL('package.json', PACKAGE_ROOT), 'utf8');

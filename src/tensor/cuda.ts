@@ -2,9 +2,10 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { failure } from './errors.js';
 import { loadAddon, NativeBackend } from './native.js';
+import { PACKAGE_ROOT } from './package-root.js';
 
-/** Where the build puts the library, relative to this file in src/ and in dist/ alike. */
-const LIBRARY = fileURLToPath(new URL('../../build/Release/liblowrank_cuda.so', import.meta.url));
+/** Where the build puts the library. */
+const LIBRARY = fileURLToPath(new URL('build/Release/liblowrank_cuda.so', PACKAGE_ROOT));
 
 /** An NVIDIA GPU. */
 export class CudaBackend extends NativeBackend {

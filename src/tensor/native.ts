@@ -6,6 +6,7 @@ import { PURPOSES } from './backend.js';
 import { byPurpose } from './books.js';
 import { dtypeCode } from './dtype.js';
 import { failure } from './errors.js';
+import { PACKAGE_ROOT } from './package-root.js';
 import { type Player, Recording } from './recording.js';
 
 /** What the addon answers about itself. */
@@ -208,8 +209,8 @@ export class NativeBackend implements Backend {
 /** The contract of docs/kernels.md that this code keeps; raised with every change to it. */
 const CONTRACT = '4';
 
-/** Where the builds put the addon, relative to this file in src/ and in dist/ alike. */
-const ADDON = fileURLToPath(new URL('../../build/Release/lowrank.node', import.meta.url));
+/** Where the builds put the addon. */
+const ADDON = fileURLToPath(new URL('build/Release/lowrank.node', PACKAGE_ROOT));
 
 const AGAIN = 'Build it again: npx lowrank build (in a clone: npm run build)';
 

@@ -8,6 +8,7 @@ import type { CausalLM, TokenBatch } from '../../models/causal-lm.js';
 import { openModel } from '../../models/load.js';
 import type { Backend } from '../../tensor/backend.js';
 import { failure } from '../../tensor/errors.js';
+import { PACKAGE_ROOT } from '../../tensor/package-root.js';
 import { getBackend } from '../../tensor/registry.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { evaluationBatches } from '../../train/data.js';
@@ -47,9 +48,9 @@ export interface Lab {
   readonly checks: Check[];
 }
 
-/** The path of a packaged data file, from src/ and dist/ alike. */
+/** The path of a packaged data file. */
 export function dataFile(name: string): string {
-  return fileURLToPath(new URL(`../../../assets/data/${name}`, import.meta.url));
+  return fileURLToPath(new URL(`assets/data/${name}`, PACKAGE_ROOT));
 }
 
 /** Every n-th of the items, `most` of them at most, so that all parts of a file take part. */
