@@ -16,7 +16,7 @@ namespace {
 
 using namespace lowrank;
 
-constexpr const char* kContract = "4";  // of docs/kernels.md
+constexpr const char* kContract = "5";  // of docs/kernels.md
 constexpr size_t kMinCommands = 4096;
 constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
 
@@ -120,6 +120,10 @@ Napi::Value describeAddon(const Napi::CallbackInfo& info) {
     o.Set("isas", isas);
     o.Set("threads", Napi::Number::New(env, state.engine->threads()));
     o.Set("compute", Napi::String::New(env, state.engine->brain() ? "bf16" : "exact"));
+    Napi::Object options = Napi::Object::New(env);
+    for (const auto& [name, on] : state.engine->options())
+      options.Set(name, Napi::Boolean::New(env, on));
+    o.Set("options", options);
     Napi::Array kernels = Napi::Array::New(env);
     uint32_t place = 0;
     for (const char* name : state.engine->kernels())
@@ -388,6 +392,17 @@ Napi::Value setCompute(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value setOption(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    std::string name = text(info, 0, "setOption", "the name of a setting");
+    Napi::Value on = info.Length() > 1 ? info[1] : env.Undefined();
+    if (!on.IsBoolean())
+      throw TypeError("[setOption] expected a boolean, received " + describe(on));
+    state.engine->setOption(name, on.As<Napi::Boolean>().Value());
+    return env.Undefined();
+  });
+}
+
 Napi::Value measureFmaPeak(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     return Napi::Number::New(env, state.engine->fmaPeak());
@@ -467,6 +482,7 @@ void fill(Napi::Env env, Napi::Object target, Session* session) {
   add("setThreads", setThreads);
   add("fmaPeak", measureFmaPeak);
   add("setCompute", setCompute);
+  add("setOption", setOption);
   add("setIsa", setIsa);
   add("beginRecord", beginRecord);
   add("endRecord", endRecord);

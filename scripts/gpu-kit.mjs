@@ -8,7 +8,7 @@ import { build } from 'esbuild';
 import { ROOT } from './lib/steps.mjs';
 
 const KIT = join(ROOT, 'build-gpu/kit');
-const TESTS = /^ {2}'(test\/[\w-]+\.test\.ts)',$/gm;
+const TESTS = /'(test\/[\w-]+\.test\.ts)'/g;
 
 /** Lets each module find files beside the place it had before it was bundled. */
 const places = {

@@ -9,10 +9,7 @@ import { createRequire } from 'node:module';
 import { basename, join } from 'node:path';
 import { ROOT, runScript, TSX } from './lib/steps.mjs';
 
-/**
- * Test files by the start of their paths. Not laws-batch and lora-mixed: that neither neighbours nor
- * padding change a row's bits is the CPU's promise; a GPU's products go by the shape of all rows.
- */
+/** Test files by the start of their paths. */
 export const GPU_TESTS = [
   'test/ops.test.ts',
   'test/ops-kernels.test.ts',
@@ -28,6 +25,17 @@ export const GPU_TESTS = [
   'test/train.test.ts',
   'test/golden.test.ts',
 ];
+
+/** Those of laws that a GPU keeps where it is batch-invariant: neighbours change no bit of a row. */
+export const ROW_TESTS = ['test/laws-batch.test.ts', 'test/lora-mixed.test.ts'];
+
+const INVARIANT = { LOWRANK_TEST_BATCH_INVARIANT: '1' };
+
+/** @param {readonly string[]} patterns @returns {number} exit status */
+function runTests(patterns) {
+  const limits = ['--time-limit', '900', '--jobs', '1'];
+  return runScript(TSX, ['test/run.ts', ...limits, ...patterns]);
+}
 
 /** @returns {string | undefined} why there is no GPU to test on */
 function obstacle() {
@@ -51,7 +59,9 @@ function runKit(kit, patterns) {
     patterns.length === 0 || patterns.some((p) => name.startsWith(basename(p, '.ts')));
   let failed = 0;
   for (const name of files.filter(wanted)) {
-    const { status } = spawnSync(process.execPath, [join(kit, name)], { stdio: 'inherit' });
+    const rows = ROW_TESTS.some((path) => basename(path, '.ts') === basename(name, '.mjs'));
+    const env = rows ? { ...process.env, ...INVARIANT } : process.env;
+    const { status } = spawnSync(process.execPath, [join(kit, name)], { stdio: 'inherit', env });
     console.log(`${status === 0 ? 'ok  ' : 'FAIL'} ${name}`);
     if (status !== 0) failed++;
   }
@@ -66,14 +76,14 @@ if (why !== undefined) {
   process.env.LOWRANK_TEST_GPU = '1';
   const patterns = process.argv.slice(2);
   const kit = join(ROOT, 'build-gpu/kit');
-  process.exitCode = existsSync(join(ROOT, TSX))
-    ? runScript(TSX, [
-        'test/run.ts',
-        '--time-limit',
-        '900',
-        '--jobs',
-        '1',
-        ...(patterns.length > 0 ? patterns : GPU_TESTS),
-      ])
-    : runKit(kit, patterns);
+  if (!existsSync(join(ROOT, TSX))) {
+    process.exitCode = runKit(kit, patterns);
+  } else {
+    const ofRows = (/** @type {string} */ p) => ROW_TESTS.some((path) => path.startsWith(p));
+    const plain = patterns.length > 0 ? patterns.filter((p) => !ofRows(p)) : GPU_TESTS;
+    const rows = patterns.length > 0 ? patterns.filter(ofRows) : ROW_TESTS;
+    const first = plain.length > 0 ? runTests(plain) : 0;
+    Object.assign(process.env, INVARIANT);
+    process.exitCode = (rows.length > 0 ? runTests(rows) : 0) || first;
+  }
 }

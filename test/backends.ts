@@ -1,5 +1,6 @@
 import type { Test } from 'uvu';
 import type { Backend } from '../src/tensor/backend.js';
+import { CudaBackend } from '../src/tensor/cuda.js';
 import { NativeBackend } from '../src/tensor/native.js';
 import { getBackend } from '../src/tensor/registry.js';
 import { skipUnless } from './support.js';
@@ -24,10 +25,17 @@ export const reference = getBackend('reference');
 /** Set by `npm run test:gpu`: the native backend of the tests is the GPU. */
 export const onGpu = process.env.LOWRANK_TEST_GPU === '1';
 
+/** Set by `npm run test:gpu` for the laws that hold on a GPU where it is batch-invariant. */
+export const batchInvariant = process.env.LOWRANK_TEST_BATCH_INVARIANT === '1';
+
 /** Every backend: the reference always, cpu where the addon is built; a GPU in its place if asked. */
 export const candidates: readonly Candidate[] = ['reference', onGpu ? 'cuda' : 'cpu'].map(
   candidate,
 );
+
+for (const { backend } of batchInvariant ? candidates : []) {
+  if (backend instanceof CudaBackend) backend.setBatchInvariant(true);
+}
 
 /** The native backend, or null where no addon is built. */
 export const native: NativeBackend | null =

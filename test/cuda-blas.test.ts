@@ -12,6 +12,7 @@ import { noGrad, scope } from '../src/autograd/index.js';
 import { cast } from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
+import type { CudaBackend } from '../src/tensor/cuda.js';
 import { normal } from '../src/tensor/random.js';
 import { numel, type Shape } from '../src/tensor/shape.js';
 import type { Tensor } from '../src/tensor/tensor.js';
@@ -30,7 +31,7 @@ const folder = native ? dirname(buildShim()) : '';
 const library = (name: string) => join(folder, `libcublasLt_${name}.so`);
 process.env.LOWRANK_SHIM_BLAS = library('shim');
 process.env.LOWRANK_SHIM_BLAS_LOG = log;
-const cuda = native ? cudaShim() : null;
+const cuda = native ? (cudaShim() as CudaBackend) : null;
 
 type Stored = 'f32' | 'f16' | 'bf16';
 
@@ -151,6 +152,40 @@ onCuda('batches of one step by the library, others by tiles', () => {
   }
 });
 
+onCuda('f32 in TF32 where it is asked for, and nowhere else', () => {
+  const backend = cuda as CudaBackend;
+  const p = matrices(33, 24, 40, false, true);
+  const half = { ...p, stored: ['bf16', 'bf16'] as const };
+  const lines = () =>
+    products(() => {
+      for (const each of [p, half]) multiply(backend, each);
+    });
+  const [plain, other] = ['type 0, 33 x 24 x 40, batch 1', 'type 14, 33 x 24 x 40, batch 1'];
+  assert.not.ok(backend.tf32);
+  assert.equal(lines(), [plain, other]);
+  backend.setTf32(true);
+  try {
+    assert.ok(backend.tf32);
+    assert.is(backend.describe(), 'cuda (CUDA shim, f32 in TF32)');
+    assert.is(backend.facts().tf32, 'on');
+    assert.equal(lines(), ['type 0 in TF32, 33 x 24 x 40, batch 1', other]);
+    assert.throws(
+      () => backend.setBatchInvariant(true),
+      /\[batchInvariant\] expected tf32 or batchInvariant, received both/,
+    );
+  } finally {
+    backend.setTf32(false);
+  }
+  assert.equal(lines(), [plain, other]);
+  backend.setBatchInvariant(true);
+  try {
+    assert.equal(lines(), [], 'batch-invariant products are the own kernels’');
+    assert.throws(() => backend.setTf32(true), /\[tf32\] expected tf32 or batchInvariant/);
+  } finally {
+    backend.setBatchInvariant(false);
+  }
+});
+
 onCuda('thin products, and those over no terms, by own kernels', () => {
   for (const [m, n, k] of [
     [1, 40, 40],
@@ -202,6 +237,7 @@ onCuda(
   'without the library, or where it fails, own kernels answer the same bits, and it is said',
   () => {
     const own = inProcess({ LOWRANK_SHIM_BLAS: '' });
+    assert.match(own[3] as string, /^\[tf32\] expected cuBLASLt, which alone .* Install CUDA/);
     assert.match(own[2] as string, /^own kernels; cuBLASLt was not found .*Install CUDA's cuBLAS/);
     const shim = { LOWRANK_SHIM_BLAS: library('shim') };
     const refused = /libcublasLt_shim\.so\); own kernels where it has no way \(shapes so far: 1\)$/;

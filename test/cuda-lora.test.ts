@@ -45,6 +45,20 @@ const CASES: readonly Case[] = [
       [0, 1],
     ],
   },
+  // Parts that end in another launch than they began in.
+  {
+    batch: 150,
+    each: 3,
+    inner: 10,
+    out: 6,
+    ranks: [3, 2],
+    groups: (i) => i % 2,
+    modeX: 1,
+    modes: [
+      [1, 2],
+      [2, 1],
+    ],
+  },
   {
     batch: 1,
     each: 150,

@@ -34,6 +34,11 @@ class Engine {
   // Whether products with a bf16 factor round the other one to bf16, too.
   virtual bool brain() const = 0;
   virtual void setBrain(bool on) = 0;
+  // How a GPU multiplies, by name; others have no such settings.
+  virtual std::vector<std::pair<std::string, bool>> options() const { return {}; }
+  virtual void setOption(const std::string& name, bool) {
+    fail("setOption", "a setting of this backend", name);
+  }
   // GFLOP/s of fused multiply-adds on registers.
   virtual double fmaPeak() = 0;
   // What there is to say about the device, by name.
@@ -65,6 +70,6 @@ class Engine {
 using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
 
 // Raised with every change to what this header, memory.h, call.h and view.h lay out.
-constexpr int kEngineContract = 3;
+constexpr int kEngineContract = 4;
 
 }  // namespace lowrank

@@ -128,6 +128,26 @@ class CudaEngine : public Engine {
     if (on != context_.brain) graphs_.dropAll();  // they hold the other products
     context_.brain = on;
   }
+  std::vector<std::pair<std::string, bool>> options() const override {
+    return {{"tf32", context_.tf32}, {"batchInvariant", context_.batchInvariant}};
+  }
+  void setOption(const std::string& name, bool on) override {
+    CudaContext& c = context_;
+    bool tf32 = name == "tf32";
+    if (!tf32 && name != "batchInvariant") fail("setOption", "tf32 or batchInvariant", name);
+    bool& setting = tf32 ? c.tf32 : c.batchInvariant;
+    if (on == setting) return;
+    enter();
+    if (on && tf32 && !blasThere(c)) {
+      fail("tf32", "cuBLASLt, which alone multiplies in TF32", blasState(c));
+    }
+    if (on && (tf32 ? c.batchInvariant : c.tf32)) {
+      fail(name.c_str(), "tf32 or batchInvariant",
+           "both: batch-invariant products are the own kernels', in f32");
+    }
+    graphs_.dropAll();  // they hold the other products
+    setting = on;
+  }
   double fmaPeak() override { fail("fmaPeak", "the cpu backend", "cuda"); }
   std::vector<std::pair<std::string, std::string>> facts() const override {
     const CudaContext& c = context_;
@@ -143,7 +163,9 @@ class CudaEngine : public Engine {
         {"free", std::to_string(free)},
         {"driver", versionText(driver)},
         {"runtime", versionText(runtime)},
-        {"products", blasState(c)}};
+        {"products", blasState(c)},
+        {"tf32", c.tf32 ? "on" : "off"},
+        {"batch-invariant", c.batchInvariant ? "on" : "off"}};
   }
 
  private:

@@ -23,12 +23,14 @@ struct Segment {
   int64_t from, rows, rank;
   float scale;
   Side down, up;
-  int64_t slot;  // of its first part
+  int64_t slot;  // of its adapter's first part
+  int64_t own;   // rows of its adapter that come before
 };
 
 template <class T>
 struct Launch {
   T task;
+  unsigned count;
   Segment segments[kSegments];
 };
 
@@ -55,6 +57,7 @@ void byLaunch(const std::vector<Segment>& segments, const T& task, F&& f) {
       l.segments[i] = segments[from + i];
       longest = std::max(longest, l.segments[i].rows);
     }
+    l.count = static_cast<unsigned>(count);
     if (longest > 0) f(l, static_cast<unsigned>(count), longest);
   }
 }

@@ -1,5 +1,5 @@
-// The gradients of LoRA's branches. Those of A and B are summed by parts of the rows, and the parts
-// in order.
+// The gradients of LoRA's branches. Those of A and B are summed by parts of the adapter's own rows,
+// wherever they stand in the batch, and the parts in order.
 #include "lora_rows.cuh"
 
 namespace lowrank {
@@ -25,30 +25,47 @@ __global__ void __launch_bounds__(kOuterThreads) outerKernel(Launch<Outer> l) {
   SHARED(float, sides, [kPart][kOuterRanks]);
   const Outer& m = l.task;
   const Segment& s = l.segments[blockIdx.y];
-  int64_t across = (m.cols + kOuterCols - 1) / kOuterCols, part = blockIdx.x / across;
-  int64_t row0 = s.from + part * kPart;
-  if (row0 >= s.from + s.rows) return;
-  int rows = static_cast<int>(min(static_cast<int64_t>(kPart), s.from + s.rows - row0));
+  int64_t across = (m.cols + kOuterCols - 1) / kOuterCols;
+  int64_t part = s.own / kPart + blockIdx.x / across, first = part * kPart, end = first + kPart;
+  if (first >= s.own + s.rows) return;
+  // A part belongs to the segment where it begins, or goes on from what an earlier launch left.
+  bool begun = first < s.own;
+  if (begun && blockIdx.y > 0 && l.segments[blockIdx.y - 1].slot == s.slot) return;
   int64_t column = (blockIdx.x % across * kOuterThreads + threadIdx.x) * 4;
   float* to = m.parts + (s.slot + part) * m.most * m.cols;
   for (int64_t k0 = 0; k0 < s.rank; k0 += kOuterRanks) {
-    __syncthreads();
-    for (int v = threadIdx.x; v < rows * kOuterRanks; v += kOuterThreads) {
-      int64_t k = k0 + v % kOuterRanks, row = row0 + v / kOuterRanks;
-      sides[v / kOuterRanks][v % kOuterRanks] = k < s.rank ? m.side[row * m.sideWidth + k] : 0.0f;
-    }
-    __syncthreads();
     float sum[kOuterRanks][4] = {};
-#pragma unroll 4
-    for (int i = 0; i < rows; i++) {
-      float4 x = fourAt(m.wide, m.type, (row0 + i) * m.cols + column, m.cols - column, m.vector);
 #pragma unroll
-      for (int k = 0; k < kOuterRanks; k++) {
-        float w = sides[i][k];
-        sum[k][0] = fmaf(w, x.x, sum[k][0]);
-        sum[k][1] = fmaf(w, x.y, sum[k][1]);
-        sum[k][2] = fmaf(w, x.z, sum[k][2]);
-        sum[k][3] = fmaf(w, x.w, sum[k][3]);
+    for (int k = 0; k < kOuterRanks; k++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        bool there = begun && k0 + k < s.rank && column + j < m.cols;
+        if (there) sum[k][j] = to[(k0 + k) * m.cols + column + j];
+      }
+    }
+    for (unsigned n = blockIdx.y; n < l.count; n++) {
+      const Segment& piece = l.segments[n];
+      if (piece.slot != s.slot || piece.own >= end) break;
+      int64_t skipped = max(static_cast<int64_t>(0), first - piece.own);
+      int64_t row0 = piece.from + skipped;
+      int rows = static_cast<int>(min(piece.rows, end - piece.own) - skipped);
+      __syncthreads();
+      for (int v = threadIdx.x; v < rows * kOuterRanks; v += kOuterThreads) {
+        int64_t k = k0 + v % kOuterRanks, row = row0 + v / kOuterRanks;
+        sides[v / kOuterRanks][v % kOuterRanks] = k < s.rank ? m.side[row * m.sideWidth + k] : 0.0f;
+      }
+      __syncthreads();
+#pragma unroll 4
+      for (int i = 0; i < rows; i++) {
+        float4 x = fourAt(m.wide, m.type, (row0 + i) * m.cols + column, m.cols - column, m.vector);
+#pragma unroll
+        for (int k = 0; k < kOuterRanks; k++) {
+          float w = sides[i][k];
+          sum[k][0] = fmaf(w, x.x, sum[k][0]);
+          sum[k][1] = fmaf(w, x.y, sum[k][1]);
+          sum[k][2] = fmaf(w, x.z, sum[k][2]);
+          sum[k][3] = fmaf(w, x.w, sum[k][3]);
+        }
       }
     }
 #pragma unroll
@@ -203,16 +220,20 @@ void runOuter(const CudaArgs& args, const Gradients& t, std::vector<Segment> seg
   segments.erase(std::remove_if(segments.begin(), segments.end(), dropped), segments.end());
   std::stable_sort(segments.begin(), segments.end(),
                    [](const Segment& a, const Segment& b) { return a.slot < b.slot; });
-  std::vector<int64_t> first(t.adapters, 0), count(t.adapters, 0);
+  std::vector<int64_t> first(t.adapters, 0), count(t.adapters, 0), own(t.adapters, 0);
+  for (const Segment& s : segments) own[static_cast<size_t>(s.slot)] += s.rows;
   int64_t slots = 0;
+  for (size_t g = 0; g < t.adapters; g++) {
+    first[g] = slots;
+    slots += count[g] = (own[g] + kPart - 1) / kPart;
+    own[g] = 0;
+  }
   for (Segment& s : segments) {
     size_t g = static_cast<size_t>(s.slot);
-    int64_t parts = (s.rows + kPart - 1) / kPart;
-    if (count[g] == 0) first[g] = slots;
-    count[g] += parts;
+    s.own = own[g];
+    own[g] += s.rows;
     s.rank = t.all[g].r;
-    s.slot = slots;
-    slots += parts;
+    s.slot = first[g];
   }
   Outer m = {};
   m.wide = wide.data;
@@ -228,7 +249,7 @@ void runOuter(const CudaArgs& args, const Gradients& t, std::vector<Segment> seg
   m.parts = held.as<float>();
   if (m.cols == 0 || t.most == 0) return;
   byLaunch(segments, m, [&](const Launch<Outer>& l, unsigned n, int64_t longest) {
-    int64_t blocks = (longest + kPart - 1) / kPart * ((m.cols + kOuterCols - 1) / kOuterCols);
+    int64_t blocks = ((longest + kPart - 1) / kPart + 1) * ((m.cols + kOuterCols - 1) / kOuterCols);
     launch(args, outerKernel, dim3(blocksFor(blocks, 1), n), dim3(kOuterThreads), 0, l);
   });
   SettledLaunch l = {};

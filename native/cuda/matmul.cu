@@ -183,6 +183,7 @@ void tiles(const CudaArgs& args, const Product& p, Cut cut) {
   int64_t count = (p.m + BM - 1) / BM * ((p.n + BN - 1) / BN) * p.batches.count;
   int64_t wanted = (2 * args.device.multiprocessors + count - 1) / count;
   int64_t splits = std::min({wanted, p.k / kLeastDepth, kMostSplits});
+  if (args.device.batchInvariant) splits = 1;
   cut.depth = p.k;
   if (splits > 1) cut.depth = (p.k + splits * BK - 1) / (splits * BK) * BK;
   cut.splits = static_cast<int>((p.k + cut.depth - 1) / cut.depth);
@@ -272,10 +273,13 @@ void tiledProduct(const CudaArgs& args, const Product& p) {
   cut.vectorA = vectors(p.a, p.batches, p.batches.a);
   cut.vectorB = vectors(p.b, p.batches, p.batches.b);
   cut.vectorY = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
-  if (p.m <= 8 && p.batches.count == 1 && p.a.col == 1 && p.b.row == 1 && p.n >= 8) {
+  bool invariant = args.device.batchInvariant;
+  if (p.m <= 8 && p.batches.count == 1 && p.a.col == 1 && p.b.row == 1 && p.n >= 8 && !invariant) {
     return fewRows(args, p, cut);
   }
   if (p.n <= 16) return tiles<128, 16, 32, 4, 2, 2>(args, p, cut);
+  // Where k is not cut, a sum is in the order of k in tiles of any size.
+  if (p.m <= 16 && invariant) return tiles<16, 128, 16, 2, 4, 2>(args, p, cut);
   if (p.m <= 16) return tiles<16, 128, 32, 2, 4, 2>(args, p, cut);
   int64_t large = (p.m + 127) / 128 * ((p.n + 127) / 128) * p.batches.count;
   if (large >= args.device.multiprocessors && p.m > 64 && p.n > 64) {

@@ -1,5 +1,6 @@
-// The choice of a way to multiply. A product's factors get one type first: in `compute: bf16` an
-// f32 factor that meets a bf16 one is rounded, otherwise the narrower one is widened.
+// The choice of a way to multiply, by the shape, or, where products are batch-invariant, by k, n
+// and the dtypes alone. A product's factors get one type first: in `compute: bf16` an f32 factor
+// that meets a bf16 one is rounded, otherwise the narrower one is widened.
 #include "blas.h"
 #include "device.h"
 
@@ -85,6 +86,12 @@ bool widens(const Product& p) {
 }
 
 void ofOneType(const CudaArgs& args, const Product& p) {
+  if (args.device.batchInvariant) {
+    // Rows that are read along k, as those of a batch are, are aligned for the tensor cores or not
+    // by k alone.
+    if (p.a.col != 1 || !mmaProduct(args, p)) tiledProduct(args, p);
+    return;
+  }
   if (thin(p)) return tiledProduct(args, p);
   if (!blasProduct(args, p) && !mmaProduct(args, p)) tiledProduct(args, p);
 }
@@ -97,7 +104,8 @@ void runProduct(const CudaArgs& args, const Product& task) {
   bool mixed = p.a.dtype != p.b.dtype;
   bool brain = args.device.brain && mixed && is(p.a, DType::f32, DType::bf16) &&
                is(p.b, DType::f32, DType::bf16);
-  if (brain || (mixed && !thin(p) && widens(p) && blasThere(args.device))) {
+  bool wide = mixed && !thin(p) && widens(p) && !args.device.batchInvariant;
+  if (brain || (wide && blasThere(args.device))) {
     DType type = brain ? DType::bf16 : DType::f32;
     Converted a(args, p.a, type), b(args, p.b, type);
     return ofOneType(args, p);

@@ -96,6 +96,7 @@ Axes axesOf(const AxisGroup& g) {
 // larger than `most`, so that no thread adds up many in f32.
 int64_t partsOf(const CudaArgs& args, int64_t units, int64_t n, int64_t least, int64_t most) {
   int64_t wish = (args.device.multiprocessors * 4 + units - 1) / units;
+  if (args.device.batchInvariant) wish = 1;
   int64_t parts = wish < n / least ? wish : n / least;
   if (parts < (n + most - 1) / most) parts = (n + most - 1) / most;
   return parts > 1 ? parts : 1;

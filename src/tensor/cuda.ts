@@ -10,9 +10,41 @@ const LIBRARY = fileURLToPath(new URL('build/Release/liblowrank_cuda.so', PACKAG
 /** An NVIDIA GPU. */
 export class CudaBackend extends NativeBackend {
   override describe(): string {
-    const { isa, compute } = this.info();
-    const products = compute === 'exact' ? '' : `, products in ${compute}`;
-    return `${this.name} (${isa}${products})`;
+    const { isa, compute, options } = this.info();
+    const parts = [
+      isa,
+      ...(compute === 'exact' ? [] : [`products in ${compute}`]),
+      ...(options.tf32 ? ['f32 in TF32'] : []),
+      ...(options.batchInvariant ? ['batch-invariant'] : []),
+    ];
+    return `${this.name} (${parts.join(', ')})`;
+  }
+
+  /**
+   * Whether products of f32 with f32 may round their factors to TF32 (10 bits after the point) for
+   * the tensor cores; sums stay f32. Off at first.
+   */
+  get tf32(): boolean {
+    return this.info().options.tf32 === true;
+  }
+
+  /** @throws where cuBLASLt is missing, whose products it changes, or with `batchInvariant` */
+  setTf32(on: boolean): void {
+    this.setOption('tf32', on);
+  }
+
+  /**
+   * Whether a row's bits depend on the row alone, however many are computed with it, as they always
+   * do on the cpu backend. Products then take one way for all numbers of rows, by own kernels, at a
+   * fraction of cuBLASLt's speed: see docs/gpu.md. Off at first.
+   */
+  get batchInvariant(): boolean {
+    return this.info().options.batchInvariant === true;
+  }
+
+  /** @throws together with `tf32`, which is cuBLASLt's */
+  setBatchInvariant(on: boolean): void {
+    this.setOption('batchInvariant', on);
   }
 }
 

@@ -17,6 +17,8 @@ export interface NativeInfo {
   readonly isas: readonly string[];
   readonly threads: number;
   readonly compute: Compute;
+  /** How a GPU multiplies; of the CPU nothing. */
+  readonly options: Readonly<Record<string, boolean>>;
   readonly kernels: readonly string[];
 }
 
@@ -48,6 +50,7 @@ interface Addon extends Player {
   setThreads(count: number): void;
   setIsa(name: string): void;
   setCompute(mode: string): void;
+  setOption(name: string, on: boolean): void;
   fmaPeak(): number;
   beginRecord(): void;
   endRecord(): number | string;
@@ -104,6 +107,11 @@ export class NativeBackend implements Backend {
 
   setCompute(mode: Compute): void {
     this.#addon.setCompute(mode);
+  }
+
+  /** Sets one of the options that `info()` lists. */
+  protected setOption(name: string, on: boolean): void {
+    this.#addon.setOption(name, on);
   }
 
   /** GFLOP/s that fused multiply-adds on registers reach on the threads set: benchmarks' yardstick. */
@@ -207,7 +215,7 @@ export class NativeBackend implements Backend {
 }
 
 /** The contract of docs/kernels.md that this code keeps; raised with every change to it. */
-const CONTRACT = '4';
+const CONTRACT = '5';
 
 /** Where the builds put the addon. */
 const ADDON = fileURLToPath(new URL('build/Release/lowrank.node', PACKAGE_ROOT));

@@ -238,10 +238,10 @@ EXPORT int cublasLtMatmul(void* handle, void* desc, const void* alpha, const voi
   }
   if (const char* log = std::getenv("LOWRANK_SHIM_BLAS_LOG")) {
     if (std::FILE* file = std::fopen(log, "a")) {
-      std::fprintf(file, "type %d, %lld x %lld x %lld, batch %lld%s\n", left.l->type,
-                   static_cast<long long>(y->cols), static_cast<long long>(y->rows),
-                   static_cast<long long>(left.cols()), static_cast<long long>(left.batch),
-                   bias ? ", bias" : "");
+      std::fprintf(file, "type %d%s, %lld x %lld x %lld, batch %lld%s\n", left.l->type,
+                   op->compute == 77 ? " in TF32" : "", static_cast<long long>(y->cols),
+                   static_cast<long long>(y->rows), static_cast<long long>(left.cols()),
+                   static_cast<long long>(left.batch), bias ? ", bias" : "");
       std::fclose(file);
     }
   }

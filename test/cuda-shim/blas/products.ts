@@ -17,3 +17,9 @@ for (const stream of [1, 2]) {
   console.log(Buffer.from(y.bytes()).toString('hex'));
 }
 console.log(backend.facts().products);
+try {
+  backend.setTf32(true);
+  console.log('TF32');
+} catch (error) {
+  console.log((error as Error).message);
+}
