@@ -121,6 +121,14 @@ bool single(const Shape& s, const IsaTable& isa) {
   return s.t == 1 && s.ratio() <= isa.product.turnedRows && s.d <= isa.product.depth(s.d);
 }
 
+// Asks for rows of a head that are read next: they lie apart, so that the processor does not by
+// itself.
+void fetchRows(const float* at, int64_t rows, int64_t step, int64_t d) {
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t e = 0; e < d; e += 16) __builtin_prefetch(at + i * step + e, 0, 3);
+  }
+}
+
 // Decoding: the query heads of a key head are the rows of products with its keys and values, which
 // are read once, where they lie. Each row is computed as forwardBlock() would.
 void forwardOne(const Shape& s, const IsaTable& isa, int64_t batch, const float* q, const float* k,
@@ -140,11 +148,16 @@ void forwardOne(const Shape& s, const IsaTable& isa, int64_t batch, const float*
     w.finite[w.place(t.k0)] = -1;
     const float *kAt = k + t.k0 * row, *vAt = v + t.k0 * row;
     float *scores = w.scores, *weights = w.weights;
+    fetchRows(vAt + seen.from * row, seen.size(), row, s.d);
     fewRows(isa,
             gemmTask(heads, seen.size(), s.d, {q, 0, s.d, 1}, {kAt + seen.from * row, 0, 1, row},
                      scores + seen.from, kKeys),
             s.scale, false, w.q, w.gemm);
     bool hidden = hide(s, batch, t, {0, heads, seen, seen}, w) || !seen.whole(t.keys);
+    // The next tile of keys, or the next head's first one.
+    int64_t end = t.k0 + t.keys, first = s.first(0) / kKeys * kKeys;
+    const float* then = end < s.length ? k + end * row : k + s.d + first * row;
+    fetchRows(then, std::min(s.length - (end < s.length ? end : first), kKeys), row, s.d);
     for (int64_t i = 0; i < heads; i++) weighRow(one, isa, i, seen, seen, soft, y, w);
     if (hidden && !finiteTile(s, isa, t, v, w)) {
       for (int64_t i = 0; i < heads; i++) multiplyRow(s, seen, i, vAt, y + i * s.d, w);
@@ -183,7 +196,7 @@ void attention(const Args& args) {
   float* scratch = held.as<float>();
   if (one) {
     args.context.rows(
-        s.b * s.g, s.ratio() * s.length * s.d / 8, [&](int64_t from, int64_t to, int worker) {
+        s.b * s.g, s.ratio() * s.length * s.d / 4, [&](int64_t from, int64_t to, int worker) {
           Scratch w(s, isa, kept, scratch + worker * size);
           for (int64_t i = from; i < to; i++) {
             int64_t batch = i / s.g, group = i % s.g, head = batch * s.h + group * s.ratio();
