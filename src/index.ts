@@ -118,7 +118,7 @@ export {
   type SequenceBatch,
   SequenceClassifier,
 } from './models/classifier.js';
-export { setCompute } from './models/compute.js';
+export { type ProductSettings, setCompute, setProducts } from './models/compute.js';
 export {
   beamSearch,
   type Ended,

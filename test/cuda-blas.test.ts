@@ -9,6 +9,7 @@ import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 import { buildShim } from '../scripts/cuda-shim.mjs';
 import { noGrad, scope } from '../src/autograd/index.js';
+import { setProducts } from '../src/models/compute.js';
 import { cast } from '../src/ops/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
@@ -184,6 +185,26 @@ onCuda('f32 in TF32 where it is asked for, and nowhere else', () => {
   } finally {
     backend.setBatchInvariant(false);
   }
+});
+
+onCuda('setProducts sets what is given, and back; other backends refuse what they lack', () => {
+  const backend = cuda as CudaBackend;
+  const now = () => [backend.tf32, backend.batchInvariant];
+  const restore = setProducts(backend, { tf32: true });
+  assert.equal(now(), [true, false]);
+  const again = setProducts(backend, { tf32: false, batchInvariant: true });
+  assert.equal(now(), [false, true]);
+  again();
+  assert.equal(now(), [true, false]);
+  assert.throws(() => setProducts(backend, { batchInvariant: true }), 'expected tf32 or');
+  assert.equal(now(), [true, false], 'a refused setting changes nothing');
+  restore();
+  assert.equal(now(), [false, false]);
+  setProducts(reference, { batchInvariant: true })();
+  assert.throws(
+    () => setProducts(reference, { tf32: true }),
+    '[tf32] expected the cuda backend, received reference. Leave it out',
+  );
 });
 
 onCuda('thin products, and those over no terms, by own kernels', () => {

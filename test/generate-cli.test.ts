@@ -62,6 +62,13 @@ test('every option reaches the library', async () => {
   assert.ok(seen.size >= 4, [...seen].join('\n'));
 });
 
+test('TF32 on another backend than cuda is an error, batch-invariance is not', async () => {
+  const { code, stderr } = await inside(...COMMAND, '--prompt', PROMPT, '--tf32', ...FEW);
+  assert.is(code, 1);
+  assert.match(stderr, /\[tf32\] expected the cuda backend, received \w+\. Leave it out/);
+  assert.match(await run('--prompt', PROMPT, '--batch-invariant'), PROMPT);
+});
+
 test('--stop ends before each of its texts', async () => {
   const free = library({ noRepeatNgramSize: 1 });
   const base = ['--prompt', PROMPT, '--no-repeat-ngram-size', '1', '--no-echo'];

@@ -24,6 +24,8 @@ export interface ModelFlags extends CommonOptions {
   readonly threads?: number;
   readonly dtype?: BaseDType;
   readonly compute?: Compute;
+  readonly tf32?: boolean;
+  readonly batchInvariant?: boolean;
 }
 
 const ADAPTER = 'a PEFT adapter of the model: a directory, or org/name[@revision]';
@@ -52,11 +54,17 @@ export function precisionOptions(c: Command): Command {
     'storage of the base’s weights: f32, f16 or bf16 (default: that of their file)',
     oneOf(BASE_DTYPES),
   );
-  return c.option(
+  c.option(
     '--compute <how>',
     'products with weights stored in bf16: exact, or bf16, which rounds activations to bf16, too, ' +
       'for up to twice the speed (default: exact)',
     oneOf(COMPUTES),
+  );
+  c.option('--tf32', 'cuda: products of f32 may round their factors to TF32 (10 bits)');
+  return c.option(
+    '--batch-invariant',
+    'cuda: the same bits for a sequence whatever is computed with it, at a fraction of the speed; ' +
+      'other backends always are',
   );
 }
 
@@ -125,7 +133,7 @@ export async function loadForUse<T extends keyof TaskModels>(
   const [
     { getBackend },
     { openModel },
-    { setCompute },
+    { setCompute, setProducts },
     { openTokenizer },
     { LoraAdapters, loadAdapter },
   ] = await Promise.all([
@@ -137,6 +145,7 @@ export async function loadForUse<T extends keyof TaskModels>(
   ]);
   const backend = getBackend(flags.backend ?? 'auto');
   if (threads !== undefined) backend.setThreads(threads);
+  setProducts(backend, flags);
   const tokenizer = openTokenizer(dir);
   // An adapter may change a head apart from the table that it is tied to.
   const model = openModel<T>(dir, { task, backend, head, dtype, untied: adapter !== undefined });

@@ -82,6 +82,13 @@ export interface FinetuneOptions {
    * an error where it would do nothing. Default: the backend's, which is `exact` at first.
    */
   readonly compute?: Compute;
+  /** As of `setProducts`: on `cuda`, products of f32 may round to TF32. Default false. */
+  readonly tf32?: boolean;
+  /**
+   * As of `setProducts`: on `cuda`, a sequence's bits do not depend on what it is batched with, at a
+   * fraction of the speed. Default false.
+   */
+  readonly batchInvariant?: boolean;
   /** Steps between evaluations; 0 for before and after only. Default 0. */
   readonly evalEvery?: number;
   /** Steps between saves; 0 for the end only. Default 200. */

@@ -2,7 +2,7 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint } from '../io/checkpoint.js';
 import { openTokenizer } from '../io/tokenizer.js';
-import { setCompute } from '../models/compute.js';
+import { setCompute, setProducts } from '../models/compute.js';
 import {
   AdamW,
   decayGroups,
@@ -11,6 +11,7 @@ import {
   type ScheduleName,
 } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
+import { CudaBackend } from '../tensor/cuda.js';
 import { getBackend } from '../tensor/registry.js';
 import { BestWeights } from './best.js';
 import type { AnyEvaluation, FinetuneOptions, StartEvent } from './finetune-options.js';
@@ -119,13 +120,14 @@ export function prepare(options: FinetuneOptions, how: { readonly dry?: boolean 
   backend.resetPeak();
   const made = { options, backend, checkpoint, head: task.head, seed: s.seed };
   const trainee = s.full ? fullTrainee(made) : loraTrainee(made);
-  let restore = () => {};
+  const restores: (() => void)[] = [];
   const dispose = () => {
-    restore();
+    for (const restore of restores.splice(0).reverse()) restore();
     trainee.dispose();
   };
   try {
-    if (options.compute !== undefined) restore = setCompute(trainee.model, options.compute);
+    restores.push(setProducts(backend, options));
+    if (options.compute !== undefined) restores.push(setCompute(trainee.model, options.compute));
     return assemble(options, s, { ...trainee, dispose }, task, { ...made, dry: how.dry ?? false });
   } catch (error) {
     dispose();
@@ -175,6 +177,13 @@ function choiceOf({ evalFile }: FinetuneOptions, every: number) {
   return { every, data: fileFingerprint(evalFile as string) };
 }
 
+/** How a GPU multiplies, where that is not as ever: a resumed run must share it. */
+function productSettings(backend: Backend): RunSettings {
+  if (!(backend instanceof CudaBackend)) return {};
+  const { tf32, batchInvariant } = backend;
+  return { ...(tf32 ? { tf32 } : {}), ...(batchInvariant ? { batchInvariant } : {}) };
+}
+
 function assemble(
   options: FinetuneOptions,
   s: Settled,
@@ -198,6 +207,7 @@ function assemble(
     ...(options.keepBest ? { keepBest: choiceOf(options, evalEvery) } : {}),
     ...(options.dtype === undefined ? {} : { dtype: options.dtype }),
     ...(backend.compute === 'exact' ? {} : { compute: backend.compute }),
+    ...productSettings(backend),
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
     ...task.settings,
   };

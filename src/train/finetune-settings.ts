@@ -30,6 +30,8 @@ const SETTINGS: readonly string[] = Object.keys({
   threads: true,
   dtype: true,
   compute: true,
+  tf32: true,
+  batchInvariant: true,
   evalEvery: true,
   saveEvery: true,
   keepBest: true,
