@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert';
 import { native, reference } from './backends.js';
 import { cudaShim } from './cuda.js';
 import { dtypesOf, table } from './op-cases.js';
-import { LARGE_CASES } from './op-cases-large.js';
+import { BF16_CASES, LARGE_CASES } from './op-cases-large.js';
 import { bitsOf, check, halfDTypes } from './op-checks.js';
 import { skipUnless } from './support.js';
 
@@ -27,6 +27,10 @@ for (const { name, cases } of table()) {
 
 onCuda('larger shapes agree with f64', () => {
   for (const c of LARGE_CASES) check(c, cuda, dtypesOf(c, 'f32'));
+});
+
+onCuda('larger shapes in bf16 agree with f64', () => {
+  for (const c of BF16_CASES) check(c, cuda, dtypesOf(c, 'bf16'));
 });
 
 test.run();

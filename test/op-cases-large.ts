@@ -95,6 +95,7 @@ export const LARGE_CASES: readonly Case[] = [
     ],
     { transposed: false },
   ),
+  large('linear', 'to bf16', [[67, 136], [96, 136], [96]], { transposed: false, dtype: 'bf16' }),
   large('linear', 'transposed', [[3, 43, 131], [131, 97], [97]], { transposed: true }),
   large(
     'addLowRank',
@@ -159,6 +160,8 @@ export const LARGE_CASES: readonly Case[] = [
     chunkRows: 37,
   }),
   large('rmsNorm', 'rows', [[301, 259], [259]], { eps: 1e-6 }),
+  large('rmsNorm', 'to bf16', [[67, 260], [260]], { eps: 1e-6, dtype: 'bf16' }),
+  large('layerNorm', 'to bf16', [[67, 260], [260], [260]], { eps: 1e-5, dtype: 'bf16' }),
   large('layerNorm', 'rows', [[301, 259], [259], [259]], { eps: 1e-5 }),
   large('embedding', 'repeated', [[131, 65], ids([4003], 131)]),
   large('gather', 'rows', [[301, 131], ids([301, 77], 131)], { axis: 1 }),
@@ -177,3 +180,10 @@ export const LARGE_CASES: readonly Case[] = [
     { inverse: false, factor: 1 },
   ),
 ];
+
+/** The large cases of ops that answer bf16 where they are given it, or are asked for it. */
+export const BF16_CASES: readonly Case[] = LARGE_CASES.filter(({ op, sample }) => {
+  const { name } = op.spec;
+  const follows = ['swiglu', 'gelu', 'attention', 'rope', 'dropout', 'addLowRank'].includes(name);
+  return follows || (sample.attrs as { dtype?: string } | undefined)?.dtype === 'bf16';
+});

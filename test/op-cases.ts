@@ -119,6 +119,7 @@ function placed(
 export interface Result {
   readonly outputs: readonly { readonly dtype: DType; readonly values: Float64Array }[];
   readonly grads: readonly (Float64Array | null)[];
+  readonly gradDTypes: readonly (DType | null)[];
   /** All of it as raw bytes, to compare bit for bit. */
   readonly bytes: readonly Uint8Array[];
 }
@@ -160,7 +161,7 @@ export function run(c: Case, options: RunOptions): Result {
     const differentiable = grads.length > 0 && isFloat(y.dtype);
     assert.is(y.requiresGrad, differentiable, `${c.title}: whether a gradient flows`);
     if (differentiable) {
-      const dtype = y.dtype === 'f64' ? 'f64' : 'f32';
+      const dtype = y.dtype === 'f16' ? 'f32' : y.dtype;
       backward(y, tensor(upstreamOf(c, y.size), y.shape, { backend, dtype }));
     }
     const taken = tensors.map((t) => t.grad);
@@ -172,14 +173,15 @@ export function run(c: Case, options: RunOptions): Result {
     return {
       outputs: outputs.map((t) => ({ dtype: t.dtype, values: values(t) })),
       grads: taken.map((t) => t && values(t)),
+      gradDTypes: taken.map((t) => t?.dtype ?? null),
       bytes: all.map((t) => t.bytes()),
     };
   });
 }
 
-/** The random gradient of output 0 with which a case is walked backward. */
+/** The random gradient of output 0 with which a case is walked backward, as bf16 holds it. */
 export function upstreamOf(c: Case, count: number): Float64Array {
-  return numbersOf(`${c.title}, upstream`, count);
+  return rounded(numbersOf(`${c.title}, upstream`, count), 'bf16');
 }
 
 /** Output 0 of a case in f64 on the reference backend, outside the graph. */

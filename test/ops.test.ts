@@ -12,7 +12,7 @@ import {
   run,
   table,
 } from './op-cases.js';
-import { LARGE_CASES } from './op-cases-large.js';
+import { BF16_CASES, LARGE_CASES } from './op-cases-large.js';
 import { bitsOf, check, halfDTypes, oracle } from './op-checks.js';
 
 /** Rounding is a step function; its gradient is the identity by definition, tested by itself. */
@@ -144,6 +144,11 @@ for (const { name, op, cases } of ops) {
 
 onEachBackend(test, 'larger shapes agree with f64', (backend) => {
   for (const c of LARGE_CASES) check(c, backend, dtypesOf(c, 'f32'));
+});
+
+onEachBackend(test, 'larger shapes in bf16 agree with f64', (backend) => {
+  assert.ok(BF16_CASES.length >= 11);
+  for (const c of BF16_CASES) check(c, backend, dtypesOf(c, 'bf16'));
 });
 
 onNative(test, 'larger shapes: 1, 2 and 3 threads give the same bits', (backend) => {

@@ -43,6 +43,13 @@ const View& Call::out(size_t i, DType dtype) const {
   return writable(i);
 }
 
+const View& Call::activations(size_t i) const {
+  DType dtype = tensors[i].dtype;
+  EXPECT((*this), dtype == DType::f32 || dtype == DType::bf16,
+         "tensor " + std::to_string(i) + " of f32 or bf16", tensors[i].describe());
+  return writable(i);
+}
+
 const View& Call::floating(size_t i) const {
   EXPECT((*this), isFloat(tensors[i].dtype), "tensor " + std::to_string(i) + " of f32, f16 or bf16",
          tensors[i].describe());
@@ -52,7 +59,7 @@ const View& Call::floating(size_t i) const {
 void Call::alike(size_t inputs, size_t outputs) const {
   for (size_t i = 0; i < inputs; i++) floating(i);
   for (size_t i = 1; i < inputs + outputs; i++) sameShape(0, i);
-  for (size_t i = inputs; i < inputs + outputs; i++) out(i);
+  for (size_t i = inputs; i < inputs + outputs; i++) activations(i);
 }
 
 void Call::sameDType(size_t i, size_t j) const {

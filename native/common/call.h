@@ -28,12 +28,14 @@ struct Call {
   const View& operator[](size_t i) const { return tensors[i]; }
   // A tensor of the given dtype that may be written.
   const View& out(size_t i, DType dtype = DType::f32) const;
+  // An output of activations: of f32 or bf16.
+  const View& activations(size_t i) const;
   const View& writable(size_t i) const;
   const View& typed(size_t i, DType dtype) const;
   // A tensor of f32, f16 or bf16.
   const View& floating(size_t i) const;
   void sameShape(size_t i, size_t j) const;
-  // These many floating inputs, then outputs of f32, all of one shape.
+  // These many floating inputs, then outputs of f32 or bf16, all of one shape.
   void alike(size_t inputs, size_t outputs) const;
   void sameDType(size_t i, size_t j) const;
   void shaped(size_t i, std::initializer_list<int64_t> dims) const;

@@ -1,6 +1,8 @@
 // Elementwise ops, activations and their gradients; binary ones broadcast as NumPy does.
 #include "../common/calls/elementwise.h"
 
+#include <algorithm>
+
 #include "kernels.h"
 
 namespace lowrank {
@@ -37,37 +39,65 @@ void binary(const Args& args) {
   });
 }
 
+// f(inputs, outputs, n) over K inputs and then O outputs of one shape, as f32: where they are
+// stored in another type, blocks of them pass through the nearest cache. `own`: the output is an
+// input, too.
+template <size_t K, size_t O, class F>
+void maps(const Args& args, F f, bool own = false) {
+  constexpr int64_t kBlock = 1024;
+  constexpr size_t kAll = K + O;
+  args.alike(own ? K - 1 : K, O);
+  const View* views[kAll];
+  for (size_t i = 0; i < kAll; i++) views[i] = &args[own && i >= K ? i - 1 : i];
+  bool wide = true;
+  for (const View* v : views) wide = wide && v->dtype == DType::f32;
+  const IsaTable& isa = *args.context.isa;
+  args.context.ranges(args[0].count, Context::kGrain, [&](int64_t from, int64_t to, int) {
+    float blocks[kAll][kBlock];
+    const float* in[K];
+    float* out[O];
+    for (int64_t at = from; at < to; at += wide ? to - from : kBlock) {
+      int64_t n = wide ? to - from : std::min(kBlock, to - at);
+      for (size_t i = 0; i < kAll; i++) {
+        const View& v = *views[i];
+        bool stored = v.dtype == DType::f32;
+        float* p = stored ? v.as<float>() + at : blocks[i];
+        if (i >= K) {
+          out[i - K] = p;
+          continue;
+        }
+        in[i] = p;
+        const uint16_t* bits = v.as<uint16_t>() + at;
+        if (!stored) (v.dtype == DType::f16 ? isa.widenF16 : isa.widenBf16)(bits, p, n);
+      }
+      f(in, out, n);
+      for (size_t o = 0; o < O; o++) {
+        const View& y = *views[K + o];
+        if (y.dtype != DType::f32) isa.narrowBf16(out[o], y.as<uint16_t>() + at, n);
+      }
+    }
+  });
+}
+
 template <class F>
-void flat(const Args& args, int64_t n, F f) {
-  args.context.ranges(n, Context::kGrain,
-                      [&](int64_t from, int64_t to, int) { f(from, to - from); });
+void map1(const Args& args, F f) {
+  maps<1, 1>(args, [=](auto& x, auto& y, int64_t n) { f(x[0], y[0], n); });
 }
 
 template <int Op>
 void unary(const Args& args) {
   args.counts(2, 0);
-  args.alike(1, 1);
-  Floats x = floats(args, 0);
-  float* y = args[1].as<float>();
-  auto f = args.context.isa->unary[Op];
-  flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, y + i, n); });
+  map1(args, args.context.isa->unary[Op]);
 }
 
 void gelu(const Args& args) {
   args.counts(2, 1);
-  args.alike(1, 1);
-  Floats x = floats(args, 0);
-  float* y = args[1].as<float>();
-  auto f = args.context.isa->unary[args.integer(0, 0, 1) ? kGeluTanh : kGeluErf];
-  flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, y + i, n); });
+  map1(args, args.context.isa->unary[args.integer(0, 0, 1) ? kGeluTanh : kGeluErf]);
 }
 
 void gradient(const Args& args, UnaryGrad op) {
-  args.alike(2, 1);
-  Floats x = floats(args, 0), dy = floats(args, 1);
-  float* dx = args[2].as<float>();
   auto f = args.context.isa->unaryGrad[op];
-  flat(args, args[2].count, [&](int64_t i, int64_t n) { f(x + i, dy + i, dx + i, n); });
+  maps<2, 1>(args, [=](auto& x, auto& dx, int64_t n) { f(x[0], x[1], dx[0], n); });
 }
 
 void siluGrad(const Args& args) {
@@ -82,42 +112,29 @@ void geluGrad(const Args& args) {
 
 void affine(const Args& args) {
   args.counts(2, 2);
-  args.alike(1, 1);
-  Floats x = floats(args, 0);
-  float* y = args[1].as<float>();
   float scale = static_cast<float>(args.attrs[0]), shift = static_cast<float>(args.attrs[1]);
   auto f = args.context.isa->affine;
-  flat(args, args[1].count, [&](int64_t i, int64_t n) { f(x + i, scale, shift, y + i, n); });
+  map1(args, [=](const float* x, float* y, int64_t n) { f(x, scale, shift, y, n); });
 }
 
 void swiglu(const Args& args) {
   args.counts(3, 0);
-  args.alike(2, 1);
-  Floats gate = floats(args, 0), up = floats(args, 1);
-  float* y = args[2].as<float>();
   auto f = args.context.isa->swiglu;
-  flat(args, args[2].count, [&](int64_t i, int64_t n) { f(gate + i, up + i, y + i, n); });
+  maps<2, 1>(args, [=](auto& x, auto& y, int64_t n) { f(x[0], x[1], y[0], n); });
 }
 
 void swigluGrad(const Args& args) {
   args.counts(5, 0);
-  args.alike(3, 2);
-  Floats gate = floats(args, 0), up = floats(args, 1), dy = floats(args, 2);
-  float* dgate = args[3].as<float>();
-  float* dup = args[4].as<float>();
   auto f = args.context.isa->swigluGrad;
-  flat(args, args[3].count,
-       [&](int64_t i, int64_t n) { f(gate + i, up + i, dy + i, dgate + i, dup + i, n); });
+  maps<3, 2>(args, [=](auto& x, auto& y, int64_t n) { f(x[0], x[1], x[2], y[0], y[1], n); });
 }
 
 // y += x in place.
 void accumulate(const Args& args) {
   args.counts(2, 0);
-  args.alike(1, 1);
-  Floats x = floats(args, 0);
-  float* y = args[1].as<float>();
   auto add = args.context.isa->binary[kAdd];
-  flat(args, args[1].count, [&](int64_t i, int64_t n) { add(y + i, 1, x + i, 1, y + i, n); });
+  maps<2, 1>(
+      args, [=](auto& x, auto& y, int64_t n) { add(x[1], 1, x[0], 1, y[0], n); }, true);
 }
 
 }  // namespace

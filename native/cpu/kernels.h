@@ -21,6 +21,52 @@ class Floats {
 // Tensor i of f32, f16 or bf16.
 Floats floats(const Args& args, size_t i);
 
+// An output of activations as f32: the tensor itself, or scratch memory that settle() rounds to it.
+class Activations {
+ public:
+  // `read`: what stands in the tensor is read, too.
+  Activations(const Args& args, const View& view, bool read = false);
+  operator float*() const { return data_; }
+  void settle();
+
+ private:
+  const Args& args_;
+  const View& view_;
+  Workspace held_;
+  float* data_;
+};
+
+// Rows of a tensor as f32, one of each worker's at a time where they are stored in another type.
+class Lines {
+ public:
+  // Of `width` elements each.
+  Lines(const Args& args, const View& view, int64_t width);
+  const float* read(int64_t row, int worker) const {
+    float* to = at(row, worker);
+    if (!wide_) widen_(view_.as<uint16_t>() + row * width_, to, width_);
+    return to;
+  }
+  // f(where the row is to be written).
+  template <class F>
+  void write(int64_t row, int worker, F&& f) const {
+    float* to = at(row, worker);
+    f(to);
+    if (!wide_) narrow_(to, view_.as<uint16_t>() + row * width_, width_);
+  }
+
+ private:
+  float* at(int64_t row, int worker) const {
+    return wide_ ? view_.as<float>() + row * width_ : held_.as<float>() + worker * width_;
+  }
+
+  const View& view_;
+  int64_t width_;
+  bool wide_;
+  void (*widen_)(const uint16_t*, float*, int64_t);
+  void (*narrow_)(const float*, uint16_t*, int64_t);
+  Workspace held_;
+};
+
 // One factor of a product; steps in elements, the type a DType code.
 struct Factor {
   const void* data;

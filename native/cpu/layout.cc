@@ -112,13 +112,28 @@ void sliceGrad(const Args& args) {
 void write(const Args& args) { copyBlock(args.context, partBlock(args)); }
 
 // y's part that begins at the attributes += x, line by line of the last axis.
+constexpr int64_t kBlock = 1024;  // elements of bf16 that pass through f32 at a time
 void sliceGradAdd(const Args& args) {
   Block part = partBlock(args, true);
   const View& x = args[0];
+  View lines = args[1];  // of the part, wherever they begin
+  lines.data = part.to;
   Floats dy = floats(args, 0);
   const float* from = dy;
-  float* to = reinterpret_cast<float*>(part.to);
-  auto add = args.context.isa->binary[kAdd];
+  const IsaTable& isa = *args.context.isa;
+  bool wide = lines.dtype == DType::f32;
+  auto addLine = [&](int64_t at, const float* line, int64_t n) {
+    float* to = lines.as<float>() + at;
+    if (wide) return isa.binary[kAdd](to, 1, line, 1, to, n);
+    float block[kBlock];
+    for (int64_t j = 0; j < n; j += kBlock) {
+      int64_t some = std::min(kBlock, n - j);
+      uint16_t* bits = lines.as<uint16_t>() + at + j;
+      isa.widenBf16(bits, block, some);
+      isa.binary[kAdd](block, 1, line + j, 1, block, some);
+      isa.narrowBf16(block, bits, some);
+    }
+  };
   args.context.rows(x.rows(), x.last(), [&](int64_t first, int64_t end, int) {
     for (int64_t r = first; r < end; r++) {
       int64_t rest = r, at = 0;
@@ -126,7 +141,7 @@ void sliceGradAdd(const Args& args) {
         at += rest % x.dims[d] * part.toSteps[d];
         rest /= x.dims[d];
       }
-      add(to + at, 1, from + r * x.last(), 1, to + at, x.last());
+      addLine(at, from + r * x.last(), x.last());
     }
   });
 }

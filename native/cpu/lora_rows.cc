@@ -4,6 +4,7 @@
 // dh^T x and dy^T h, whose sums are cut by the adapter's own rows alone.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "../common/calls/low_rank.h"
 #include "kernels.h"
@@ -375,7 +376,7 @@ void addLowRankRows(const Args& args) {
          std::to_string(args.count) + " tensors");
   size_t adapters = (args.count - 3) / 2, last = 2 + 2 * adapters;
   bool kept = args.count == last + 2;
-  const View &y = args[0], &x = args[1], &z = args.out(last);
+  const View &y = args[0], &x = args[1], &z = args.activations(last);
   checkBatch(args, x, y, "x [B, .., I] and y [B, .., O]");
   args.sameShape(0, last);
   int64_t batch = x.dims[0], in = x.last(), out = y.last(), most = 0;
@@ -400,7 +401,8 @@ void addLowRankRows(const Args& args) {
   }
   Floats from = floats(args, 0), input = floats(args, 1);
   const float* base = from;
-  float *sum = z.as<float>(), *h = kept ? args[last + 1].as<float>() : nullptr;
+  Activations result(args, z);
+  float *sum = result, *h = kept ? args[last + 1].as<float>() : nullptr;
 
   Branches b(args, rows, pairs, most);
   Narrow p;
@@ -432,6 +434,7 @@ void addLowRankRows(const Args& args) {
     if (part.kind == Part::idle) return b.idle(part, sum, base, out);
     b.up(part, p, false, zRows.data(), out, fresh, yRows.data(), scratch);
   });
+  result.settle();
 }
 
 // The tensors of a call of the gradients, by what the modes say there is.
@@ -443,6 +446,7 @@ struct Gradients {
   std::vector<Floats> held;
   const float *dy = nullptr, *x = nullptr, *h = nullptr;
   int64_t hWidth = 0;
+  std::unique_ptr<Activations> made;  // of dx
   float* dx = nullptr;
 
   explicit Gradients(const Args& args) {
@@ -504,11 +508,12 @@ struct Gradients {
     size_t outputs = at;
     for (const Pair& p : pairs) outputs += (modeX != Mode::none) + needsHidden(p);
     if (modeX != Mode::none) {
-      const View& v = args.out(outputs);
+      const View& v = args.activations(outputs);
       checkBatch(args, args[0], v, "dy [B, .., O] and dx [B, .., I]");
       EXPECT(args, !anyA || v.last() == in, "dx of x's shape", v.describe());
       in = v.last();
-      dx = v.as<float>();
+      made = std::make_unique<Activations>(args, v, modeX == Mode::add);
+      dx = *made;
       outputs++;
     }
     for (Pair& p : pairs) {
@@ -583,6 +588,7 @@ void addLowRankRowsGrad(const Args& args) {
       return b.read(dh, part.group, from, to, block);
     });
   });
+  if (t.made) t.made->settle();
 }
 
 }  // namespace

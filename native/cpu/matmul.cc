@@ -309,20 +309,23 @@ std::vector<int64_t> batchOffsets(const MatmulCall& p, const View& y, const int6
 void matmul(const Args& args) {
   MatmulCall p = matmulCall(args);
   const View &a = args[0], &b = args[1], &y = args[2];
-  GemmTask g = gemmTask(p.m, p.n, p.k,
-                        {a.data, static_cast<int>(a.dtype), p.transA ? 1 : p.k, p.transA ? p.m : 1},
-                        {b.data, static_cast<int>(b.dtype), p.transB ? 1 : p.n, p.transB ? p.k : 1},
-                        y.as<float>(), p.n);
+  GemmTask g = gemmTask(
+      p.m, p.n, p.k, {a.data, static_cast<int>(a.dtype), p.transA ? 1 : p.k, p.transA ? p.m : 1},
+      {b.data, static_cast<int>(b.dtype), p.transB ? 1 : p.n, p.transB ? p.k : 1}, nullptr, p.n);
+  Activations result(args, y, p.accumulate);
+  g.c = result;
   g.alpha = p.alpha;
   g.accumulate = p.accumulate;
-  if (emptyDepth(g, p.batches * p.m, p.n)) return;
+  if (emptyDepth(g, p.batches * p.m, p.n)) return result.settle();
   if (p.tall || p.batches == 1) {
     g.m *= p.batches;
-    return product(args.context, g, a.count, b.count, {1, nullptr, nullptr});
+    product(args.context, g, a.count, b.count, {1, nullptr, nullptr});
+    return result.settle();
   }
   std::vector<int64_t> aOffsets = batchOffsets(p, y, p.aSteps),
                        bOffsets = batchOffsets(p, y, p.bSteps);
   product(args.context, g, a.count, b.count, {p.batches, aOffsets.data(), bOffsets.data()});
+  result.settle();
 }
 
 void linear(const Args& args) {
@@ -331,10 +334,12 @@ void linear(const Args& args) {
   Floats bias = p.biased ? floats(args, 2) : Floats(nullptr);
   GemmTask g = gemmTask(p.m, p.n, p.k, {x.data, static_cast<int>(x.dtype), p.k, 1},
                         {w.data, static_cast<int>(w.dtype), p.turned ? p.n : 1, p.turned ? 1 : p.k},
-                        p.y.as<float>(), p.n);
+                        nullptr, p.n);
+  Activations result(args, p.y);
+  g.c = result;
   g.bias = bias;
-  if (emptyDepth(g, p.m, p.n)) return;
-  product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
+  if (!emptyDepth(g, p.m, p.n)) product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
+  result.settle();
 }
 
 }  // namespace

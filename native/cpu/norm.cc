@@ -33,28 +33,32 @@ Row statistics(const IsaTable& isa, const float* x, int64_t n, double eps) {
 
 void rmsNorm(const Args& args) {
   NormRows a = normCall(args, false);
-  Floats x = floats(args, 0), w = floats(args, 1);
+  Floats w = floats(args, 1);
   const IsaTable& isa = *args.context.isa;
   int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
+  Lines x(args, args[0], n), y(args, a.out, n);
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int worker) {
     for (int64_t r = from; r < to; r++) {
-      Row s = statistics<false>(isa, x + r * n, n, a.eps);
-      isa.scaleMul(x + r * n, s.inverse, w, a.out + r * n, n);
+      const float* in = x.read(r, worker);
+      Row s = statistics<false>(isa, in, n, a.eps);
+      y.write(r, worker, [&](float* out) { isa.scaleMul(in, s.inverse, w, out, n); });
     }
   });
 }
 
 void layerNorm(const Args& args) {
   NormRows a = normCall(args, true);
-  Floats x = floats(args, 0), w = floats(args, 1), b = floats(args, 2);
+  Floats w = floats(args, 1), b = floats(args, 2);
   const IsaTable& isa = *args.context.isa;
   int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
+  Lines x(args, args[0], n), y(args, a.out, n);
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int worker) {
     for (int64_t r = from; r < to; r++) {
-      Row s = statistics<true>(isa, x + r * n, n, a.eps);
-      isa.normalize(x + r * n, s.shift, s.inverse, w, b, a.out + r * n, n);
+      const float* in = x.read(r, worker);
+      Row s = statistics<true>(isa, in, n, a.eps);
+      y.write(r, worker, [&](float* out) { isa.normalize(in, s.shift, s.inverse, w, b, out, n); });
     }
   });
 }
@@ -65,13 +69,14 @@ void layerNorm(const Args& args) {
 template <bool Centre>
 void gradInput(const Args& args) {
   NormRows a = normGradInput(args);
-  Floats x = floats(args, 0), w = floats(args, 1), dy = floats(args, 2);
+  Floats w = floats(args, 1);
   const IsaTable& isa = *args.context.isa;
   int64_t n = a.n;
   if (args[0].count == 0) return;
-  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int) {
+  Lines x(args, args[0], n), dy(args, args[2], n), dx(args, a.out, n);
+  args.context.rows(a.rows, n, [&](int64_t from, int64_t to, int worker) {
     for (int64_t r = from; r < to; r++) {
-      const float *in = x + r * n, *d = dy + r * n;
+      const float *in = x.read(r, worker), *d = dy.read(r, worker);
       Row s = statistics<Centre>(isa, in, n, a.eps);
       double i = s.inverse, count = static_cast<double>(n);
       double sums[2] = {};  // of g and of g x
@@ -82,8 +87,10 @@ void gradInput(const Args& args) {
       }
       double g = sums[0] / count, gh = (sums[1] / count - g * s.shift) * i;
       double slope = -i * i * gh;
-      isa.normGrad(w, d, s.inverse, in, static_cast<float>(slope),
-                   static_cast<float>(-i * g - slope * s.shift), a.out + r * n, n);
+      float shift = static_cast<float>(-i * g - slope * s.shift);
+      dx.write(r, worker, [&](float* out) {
+        isa.normGrad(w, d, s.inverse, in, static_cast<float>(slope), shift, out, n);
+      });
     }
   });
 }
@@ -101,13 +108,14 @@ void gradWeight(const Args& args) {
   args.context.rows(rows, n, [&](int64_t from, int64_t to, int) {
     for (int64_t r = from; r < to; r++) stats[r] = statistics<Centre>(isa, x + r * n, n, a.eps);
   });
+  float* dw = a.out.as<float>();
   constexpr int64_t kBlock = 64;
   args.context.rows((n + kBlock - 1) / kBlock, kBlock * rows, [&](int64_t from, int64_t to, int) {
     for (int64_t c = from * kBlock; c < std::min(to * kBlock, n); c += kBlock) {
       int64_t width = std::min(kBlock, n - c);
       double acc[kBlock] = {};
       isa.mulAddTo(dy + c, x + c, &stats->shift, rows, n, acc, width);
-      for (int64_t j = 0; j < width; j++) a.out[c + j] = static_cast<float>(acc[j]);
+      for (int64_t j = 0; j < width; j++) dw[c + j] = static_cast<float>(acc[j]);
     }
   });
 }

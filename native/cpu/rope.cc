@@ -24,7 +24,7 @@ void rope(const Args& args) {
   RopeCall r = ropeCall(args);
   int64_t tokens = r.tokens, h = r.heads, d = r.d, half = r.half;
   const int32_t* positions = r.positions;
-  Floats x = floats(args, 0), invFreq = floats(args, 2);
+  Floats invFreq = floats(args, 2);
   if (args[0].count == 0) return;
 
   // One table row for each distinct position where they are dense; else one for each token.
@@ -43,19 +43,22 @@ void rope(const Args& args) {
     }
   });
   auto rotate = args.context.isa->rotate;
-  args.context.rows(tokens, h * d, [&](int64_t from, int64_t to, int) {
+  Lines x(args, args[0], h * d), y(args, args[3], h * d);
+  auto turn = [&](const float* in, float* out, const float* cosine) {
+    for (int64_t head = 0; head < h; head++, in += d, out += d) {
+      rotate(in, in + half, cosine, cosine + half, out, out + half, half);
+      if (2 * half < d) {
+        std::memcpy(out + 2 * half, in + 2 * half,
+                    static_cast<size_t>(d - 2 * half) * sizeof(float));
+      }
+    }
+  };
+  args.context.rows(tokens, h * d, [&](int64_t from, int64_t to, int worker) {
     for (int64_t i = from; i < to; i++) {
       const float* cosine =
           table + (dense ? positions[i] - static_cast<int64_t>(low) : i) * 2 * half;
-      for (int64_t head = 0; head < h; head++) {
-        const float* in = x + (i * h + head) * d;
-        float* out = r.y + (i * h + head) * d;
-        rotate(in, in + half, cosine, cosine + half, out, out + half, half);
-        if (2 * half < d) {
-          std::memcpy(out + 2 * half, in + 2 * half,
-                      static_cast<size_t>(d - 2 * half) * sizeof(float));
-        }
-      }
+      const float* in = x.read(i, worker);
+      y.write(i, worker, [&](float* out) { turn(in, out, cosine); });
     }
   });
 }

@@ -12,7 +12,7 @@ void forward(const Args& args) {
   args.counts(2, 0);
   args.alike(1, 1);
   Floats x = floats(args, 0);
-  float* y = args[1].as<float>();
+  float* y = args.out(1).as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t n = args[0].last();
   if (args[0].count == 0) return;
@@ -39,7 +39,7 @@ void backward(const Args& args) {
   args.counts(3, 0);
   args.alike(2, 1);
   Floats y = floats(args, 0), dy = floats(args, 1);
-  float* dx = args[2].as<float>();
+  float* dx = args.out(2).as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t n = args[0].last();
   if (args[0].count == 0) return;

@@ -10,7 +10,7 @@ namespace {
 // A block for 64 queries of a head and W channels of y, beginning with the queries that see most.
 template <int W>
 __global__ void __launch_bounds__(kAttendThreads, W == 64 ? 2 : 1)
-    attentionKernel(Attend s, float* y, float* lse) {
+    attentionKernel(Attend s, AnyOut y, float* lse) {
   SHARED(float, weights, [kTile][kStride]);  // [key][query]
   SHARED(float, slices, [2][kSlice][kStride]);
   int64_t tiles = (s.t + kTile - 1) / kTile, heads = s.b * s.h;
@@ -71,13 +71,14 @@ __global__ void __launch_bounds__(kAttendThreads, W == 64 ? 2 : 1)
           sum[i] == 0 ? -INFINITY : top[i] + logf(sum[i]);
     }
   }
-  storeRows<W>(y + queryAt, s.queryRow(), queries, c0, s.d, factor, out);
+  storeRows<W>(y.from(queryAt), s.queryRow(), queries, c0, s.d, factor, out);
 }
 
 void attention(const CudaArgs& args) {
   size_t at;
   Attend s = {attentionCall(args, at), headsOf(args, 0), headsOf(args, 1), headsOf(args, 2)};
-  float *y = args[at].as<float>(), *lse = args[at + 1].as<float>();
+  AnyOut y(args[at]);
+  float* lse = args[at + 1].as<float>();
   int64_t blocks = (s.t + kTile - 1) / kTile * s.b * s.h;
   if (blocks == 0) return;
   // A query alone has sums of another order.

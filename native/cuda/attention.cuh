@@ -136,7 +136,7 @@ __device__ __forceinline__ void addWeighted(const float (*p)[kStride], const Row
 
 // Writes a thread's part of rows [ty·4…] and channels of a result, `factor` times.
 template <int W>
-__device__ __forceinline__ void storeRows(float* to, int64_t step, int64_t rows, int64_t c0,
+__device__ __forceinline__ void storeRows(AnyOut to, int64_t step, int64_t rows, int64_t c0,
                                           int64_t width, const float (&factor)[4],
                                           const float (&sum)[4][W / 16]) {
   int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void storeRows(float* to, int64_t step, int64_t rows,
 #pragma unroll
     for (int j = 0; j < W / 16; j++) {
       int64_t c = c0 + j / 4 * 64 + tx * 4 + j % 4;
-      if (c < width) to[(ty * 4 + i) * step + c] = sum[i][j] * factor[i];
+      if (c < width) to.set((ty * 4 + i) * step + c, sum[i][j] * factor[i]);
     }
   }
 }
@@ -165,7 +165,7 @@ __device__ __forceinline__ float rowMax(float x) {
 Heads headsOf(const CudaArgs& args, size_t i);
 
 // Says whether it took the call: one query a head, in f32 whatever the arithmetic of products.
-bool attentionOfOne(const CudaArgs& args, const Attend& s, float* y, float* lse);
+bool attentionOfOne(const CudaArgs& args, const Attend& s, AnyOut y, float* lse);
 
 void attentionGrad(const CudaArgs& args);
 

@@ -17,7 +17,7 @@ struct Gradient {
   const void* lse;
   DType lseType;
   float* delta;  // [B, H, T]: Σ dy ⊙ y
-  float *dq, *dk, *dv;
+  AnyOut dq, dk, dv;
 };
 
 __global__ void __launch_bounds__(kRowsPerBlock* kWarp) deltaKernel(Gradient g) {
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kAttendThreads, 1) keyGradKernel(Gradient g) {
   }
   int64_t keyAt = ((batch * s.s + k0) * s.g + group) * s.d, keys = min(k0 + kTile, s.s) - k0;
   const float one[4] = {1, 1, 1, 1};
-  storeRows<W>(g.dk + keyAt, s.keyRow(), keys, c0, s.d, one, dk);
-  storeRows<W>(g.dv + keyAt, s.keyRow(), keys, c0, s.d, one, dv);
+  storeRows<W>(g.dk.from(keyAt), s.keyRow(), keys, c0, s.d, one, dk);
+  storeRows<W>(g.dv.from(keyAt), s.keyRow(), keys, c0, s.d, one, dv);
 }
 
 // dq += dS k: a block for 64 queries of a head and W channels.
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2) queryGradKernel(Gradient g)
   }
   const float one[4] = {1, 1, 1, 1};
   int64_t queryAt = ((batch * s.t + q0) * s.h + head) * s.d;
-  storeRows<W>(g.dq + queryAt, s.queryRow(), queries, c0, s.d, one, dq);
+  storeRows<W>(g.dq.from(queryAt), s.queryRow(), queries, c0, s.d, one, dq);
 }
 
 }  // namespace
@@ -167,9 +167,9 @@ void attentionGrad(const CudaArgs& args) {
   g.lse = args[at + 1].data;
   g.lseType = args[at + 1].dtype;
   g.dy = headsOf(args, at + 2);
-  g.dq = args[at + 3].as<float>();
-  g.dk = args[at + 4].as<float>();
-  g.dv = args[at + 5].as<float>();
+  g.dq = AnyOut(args[at + 3]);
+  g.dk = AnyOut(args[at + 4]);
+  g.dv = AnyOut(args[at + 5]);
   int64_t rows = s.b * s.h * s.t;
   Workspace held(args.device.memory, static_cast<uint64_t>(rows) * sizeof(float));
   g.delta = held.as<float>();

@@ -55,7 +55,7 @@ __device__ __forceinline__ void scores(float (&sum)[N][4], Bf16* a, int line0, B
 // The values of dy that packing set to 0, added to dv of the keys that their queries see. NaN in q,
 // k or v needs no more: lse, or delta, of the queries that see it has it already.
 __device__ __forceinline__ void addUnbounded(const Inputs& in, int64_t batch, int64_t group,
-                                             int64_t k0, float* dv) {
+                                             int64_t k0, const AnyOut& dv) {
   const Attend& s = in.s;
   int64_t ratio = s.h / s.g, keys = min(k0 + kStage, s.s) - k0;
 #pragma unroll 1
@@ -68,7 +68,8 @@ __device__ __forceinline__ void addUnbounded(const Inputs& in, int64_t batch, in
       float x = oneAt(in.raw.data, in.raw.type, ((batch * s.t + query) * s.h + head) * s.d + c);
       if (isUnbounded(x) && s.sees(batch, query, key)) more += widen(narrow<Bf16>(x));
     }
-    if (more != 0) dv[((batch * s.s + key) * s.g + group) * s.d + c] += more;
+    int64_t at = ((batch * s.s + key) * s.g + group) * s.d + c;
+    if (more != 0) dv.set(at, dv[at] + more);
   }
 }
 
@@ -76,7 +77,7 @@ __device__ __forceinline__ void addUnbounded(const Inputs& in, int64_t batch, in
 // come by tiles of Q.
 template <int DP, int Q>
 __global__ void __launch_bounds__(kMmaThreads, 2)
-    keyGradMmaKernel(Inputs in, float* dk, float* dv) {
+    keyGradMmaKernel(Inputs in, AnyOut dk, AnyOut dv) {
   const Attend& s = in.s;
   DYNAMIC_SHARED(Bf16, memory);
   Bf16 *keys = memory, *values = keys + kStage * DP;
@@ -154,8 +155,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   copiesLeft<0>();
   int64_t at = ((batch * s.s + k0 + line0) * s.g + group) * s.d, rows = s.s - k0 - line0;
   const float scale[2] = {s.scale, s.scale}, one[2] = {1, 1};
-  storeSums<DP>(dk + at, s.keyRow(), rows, s.d, scale, dkSum);
-  storeSums<DP>(dv + at, s.keyRow(), rows, s.d, one, dvSum);
+  storeSums<DP>(dk.from(at), s.keyRow(), rows, s.d, scale, dkSum);
+  storeSums<DP>(dv.from(at), s.keyRow(), rows, s.d, one, dvSum);
   bool unbounded = false;
   for (int64_t i = 0; i < ratio; i++) {
     unbounded = unbounded || in.dy.unbounded[batch * s.h + group * ratio + i] != 0;
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
 
 // dq += dS k: a block for 64 queries of a head, a warp for 16 of them; keys come by tiles of K.
 template <int DP, int K>
-__global__ void __launch_bounds__(kMmaThreads, 2) queryGradMmaKernel(Inputs in, float* dq) {
+__global__ void __launch_bounds__(kMmaThreads, 2) queryGradMmaKernel(Inputs in, AnyOut dq) {
   const Attend& s = in.s;
   DYNAMIC_SHARED(Bf16, memory);
   Bf16 *queries = memory, *grads = queries + kStage * DP;
@@ -232,12 +233,12 @@ __global__ void __launch_bounds__(kMmaThreads, 2) queryGradMmaKernel(Inputs in, 
   }
   copiesLeft<0>();
   const float scale[2] = {s.scale, s.scale};
-  storeSums<DP>(dq + ((batch * s.t + q0 + line0) * s.h + head) * s.d, s.queryRow(), rows - line0,
-                s.d, scale, sum);
+  storeSums<DP>(dq.from(((batch * s.t + q0 + line0) * s.h + head) * s.d), s.queryRow(),
+                rows - line0, s.d, scale, sum);
 }
 
 template <int DP, int N>
-void backward(const CudaArgs& args, const Inputs& in, float* dq, float* dk, float* dv) {
+void backward(const CudaArgs& args, const Inputs& in, AnyOut dq, AnyOut dk, AnyOut dv) {
   const Attend& s = in.s;
   size_t shared = static_cast<size_t>(2 * kStage + 4 * N) * DP * sizeof(Bf16);
   int64_t keyBlocks = (s.s + kStage - 1) / kStage * s.b * s.g;
@@ -255,7 +256,7 @@ void backward(const CudaArgs& args, const Inputs& in, float* dq, float* dk, floa
 }  // namespace
 
 bool attentionGradMma(const CudaArgs& args, const Attend& s, const Heads& dy, const void* lse,
-                      DType lseType, const float* delta, float* dq, float* dk, float* dv) {
+                      DType lseType, const float* delta, AnyOut dq, AnyOut dk, AnyOut dv) {
   if (!args.device.brain || s.d > kMmaChannels || s.d == 0) return false;
   Memory& memory = args.device.memory;
   Workspace qHeld(memory, packedBytes(s.b, s.t, s.h, s.d));

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kPackThreads)
 // The values that packing set to 0, added for the queries that see them: a weight is positive, so
 // that it changes neither NaN nor an infinity.
 __device__ __forceinline__ void addUnbounded(const Attend& s, int64_t batch, int64_t head,
-                                             int64_t q0, int64_t rows, float* y) {
+                                             int64_t q0, int64_t rows, const AnyOut& y) {
   int64_t group = head / (s.h / s.g);
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < rows * s.d; i += kMmaThreads) {
@@ -64,14 +64,15 @@ __device__ __forceinline__ void addUnbounded(const Attend& s, int64_t batch, int
       float v = oneAt(s.v.data, s.v.type, ((batch * s.s + key) * s.g + group) * s.d + c);
       if (isUnbounded(v) && s.sees(batch, query, key)) more += widen(narrow<Bf16>(v));
     }
-    if (more != 0) y[((batch * s.t + query) * s.h + head) * s.d + c] += more;
+    int64_t at = ((batch * s.t + query) * s.h + head) * s.d + c;
+    if (more != 0) y.set(at, y[at] + more);
   }
 }
 
 // A block for 64·MT queries of a head, a warp for 16·MT of them.
 template <int DP, int MT>
 __global__ void __launch_bounds__(kMmaThreads, 2)
-    attentionMmaKernel(Attend s, PackedHeads q, PackedHeads k, PackedHeads v, float* y,
+    attentionMmaKernel(Attend s, PackedHeads q, PackedHeads k, PackedHeads v, AnyOut y,
                        float* lse) {
   constexpr int kQueries = 64 * MT, kSteps = DP / 16, kGroups = kKeys / 8;
   DYNAMIC_SHARED(Bf16, memory);
@@ -227,8 +228,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
             total == 0 ? -INFINITY : (top[m][half] + log2f(total)) * kLn2;
       }
     }
-    storeSums<DP>(y + ((batch * s.t + query) * s.h + head) * s.d, s.queryRow(), s.t - query, s.d,
-                  shares, out[m]);
+    storeSums<DP>(y.from(((batch * s.t + query) * s.h + head) * s.d), s.queryRow(), s.t - query,
+                  s.d, shares, out[m]);
   }
   if (v.unbounded[batch * s.g + group] != 0) {
     __syncthreads();
@@ -238,7 +239,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
 
 template <int DP, int MT>
 void forward(const CudaArgs& args, const Attend& s, PackedHeads q, PackedHeads k, PackedHeads v,
-             float* y, float* lse) {
+             AnyOut y, float* lse) {
   int64_t blocks = (s.t + 64 * MT - 1) / (64 * MT) * s.b * s.h;
   size_t shared = static_cast<size_t>(64 * MT + 4 * kKeys) * DP * sizeof(Bf16);
   launch(args, attentionMmaKernel<DP, MT>, dim3(blocksFor(blocks, 1)), dim3(kMmaThreads), shared, s,
@@ -259,7 +260,7 @@ PackedHeads packHeads(const CudaArgs& args, const Heads& x, int64_t b, int64_t r
   return {to, heads, rows, unbounded};
 }
 
-bool attentionMma(const CudaArgs& args, const Attend& s, float* y, float* lse) {
+bool attentionMma(const CudaArgs& args, const Attend& s, AnyOut y, float* lse) {
   if (!args.device.brain || s.d > kMmaChannels || s.d == 0) return false;
   Memory& memory = args.device.memory;
   Workspace qHeld(memory, packedBytes(s.b, s.t, s.h, s.d));

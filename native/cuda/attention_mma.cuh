@@ -120,22 +120,22 @@ __device__ __forceinline__ SeenKeys seenKeys(const Attend& s, int64_t batch, int
 
 // Rows of a result [.., D] from accumulators of 16 rows, `factor` times; `rows` of them exist.
 template <int DP>
-__device__ __forceinline__ void storeSums(float* to, int64_t step, int64_t rows, int64_t width,
+__device__ __forceinline__ void storeSums(AnyOut to, int64_t step, int64_t rows, int64_t width,
                                           const float (&factor)[2], const float (&sum)[DP / 8][4]) {
   int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     if (g + half * 8 >= rows) continue;
-    float* row = to + (g + half * 8) * step;
+    int64_t row = (g + half * 8) * step;
 #pragma unroll
     for (int c = 0; c < DP / 8; c++) {
       int channel = c * 8 + t * 2;
       float x = sum[c][2 * half] * factor[half], y = sum[c][2 * half + 1] * factor[half];
       if (width % 2 == 0 && channel < width) {
-        *reinterpret_cast<float2*>(row + channel) = make_float2(x, y);
+        to.two(row + channel, x, y);
       } else {
-        if (channel < width) row[channel] = x;
-        if (channel + 1 < width) row[channel + 1] = y;
+        if (channel < width) to.set(row + channel, x);
+        if (channel + 1 < width) to.set(row + channel + 1, y);
       }
     }
   }
@@ -153,8 +153,8 @@ inline uint64_t packedBytes(int64_t b, int64_t rows, int64_t heads, int64_t d) {
 }
 
 // Both answer whether the tensor cores take the call: `compute: bf16` and a head size that fits.
-bool attentionMma(const CudaArgs& args, const Attend& s, float* y, float* lse);
+bool attentionMma(const CudaArgs& args, const Attend& s, AnyOut y, float* lse);
 bool attentionGradMma(const CudaArgs& args, const Attend& s, const Heads& dy, const void* lse,
-                      DType lseType, const float* delta, float* dq, float* dk, float* dv);
+                      DType lseType, const float* delta, AnyOut dq, AnyOut dk, AnyOut dv);
 
 }  // namespace lowrank

@@ -37,15 +37,15 @@ __device__ __forceinline__ float together(const float* tops, const float* sums, 
 }
 
 __device__ __forceinline__ void finish(const Attend& s, int64_t head, int channel, float out,
-                                       float top, float total, float* y, float* lse) {
-  y[head * s.d + channel] = total == 0 ? 0.0f : out / total;
+                                       float top, float total, const AnyOut& y, float* lse) {
+  y.set(head * s.d + channel, total == 0 ? 0.0f : out / total);
   if (channel == 0) lse[head] = total == 0 ? -INFINITY : top + logf(total);
 }
 
 // A block for a share of the keys of one head; a lane has four of every 32 channels, up to DP.
 template <int DP>
 __global__ void __launch_bounds__(kThreads)
-    oneQueryKernel(Attend s, Shares shares, float* y, float* lse) {
+    oneQueryKernel(Attend s, Shares shares, AnyOut y, float* lse) {
   constexpr int kFours = DP / 32;
   SHARED(float, outs, [kTakers][DP]);
   SHARED(float, tops, [kTakers]);
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sharesKernel(Attend s, Shares shares, float* y, float* lse) {
+    sharesKernel(Attend s, Shares shares, AnyOut y, float* lse) {
   int64_t head = blockIdx.x, first = head * shares.count;
   for (int c = threadIdx.x; c < s.d; c += kThreads) {
     float top, total;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-bool attentionOfOne(const CudaArgs& args, const Attend& s, float* y, float* lse) {
+bool attentionOfOne(const CudaArgs& args, const Attend& s, AnyOut y, float* lse) {
   if (s.t != 1 || s.d == 0 || s.d > 256) return false;
   int64_t heads = s.b * s.h, keys = s.length;
   if (s.window > 0) keys = std::min(keys, s.window);

@@ -213,7 +213,7 @@ class Blas {
   }
 
  private:
-  using Key = std::array<int64_t, 20>;
+  using Key = std::array<int64_t, 21>;
   struct Plan {
     void *desc = nullptr, *a = nullptr, *b = nullptr, *y = nullptr;
     Algo algo = {};
@@ -247,7 +247,8 @@ enum Field : size_t {
   kRight = 9,  // the same
   kRows = 14,
   kCols = 15,
-  kAligned = 16  // the left factor, the right one, y and the bias, in bytes
+  kAligned = 16,  // the left factor, the right one, y and the bias, in bytes
+  kResult = 20    // type of y
 };
 enum Part : size_t { kStep = 3, kOp = 4 };
 
@@ -310,7 +311,8 @@ bool Blas::prepare(Plan& plan, const Key& key, const void* bias) {
          (!bias || api.descSet(plan.desc, kBiasPointer, &bias, sizeof bias) == kSuccess) &&
          makeLayout(&plan.a, type, &key[kLeft], key[kBatch], key[kLeft + kStep]) &&
          makeLayout(&plan.b, type, &key[kRight], key[kBatch], key[kRight + kStep]) &&
-         makeLayout(&plan.y, kFloat32, y, key[kBatch], key[kRows] * key[kCols]) &&
+         makeLayout(&plan.y, static_cast<int>(key[kResult]), y, key[kBatch],
+                    key[kRows] * key[kCols]) &&
          choose(plan, key);
 }
 
@@ -318,7 +320,7 @@ bool Blas::product(const CudaArgs& args, const Product& p) {
   const Api& api = theApi();
   int64_t aStep = 0, bStep = 0;
   bool fits = handle_ && p.a.dtype == p.b.dtype && p.batches.count <= INT32_MAX &&
-              oneStep(p.batches, aStep, bStep) && (!p.bias || p.biasType == DType::f32);
+              oneStep(p.batches, aStep, bStep) && (!p.bias || p.biasType == p.yType);
   if (!fits) return false;
   // Column-major yᵀ: b is its left factor.
   Layout left = layoutOf(p.b, false, p.n, p.k, bStep), right = layoutOf(p.a, true, p.m, p.k, aStep);
@@ -331,6 +333,7 @@ bool Blas::product(const CudaArgs& args, const Product& p) {
   for (const Layout& l : {left, right}) {
     for (int64_t v : {l.rows, l.cols, l.ld, l.step, static_cast<int64_t>(l.op)}) *at++ = v;
   }
+  key[kResult] = typeOf(p.yType);
   key[kRows] = p.n;
   key[kCols] = p.m;
   const void* pointers[] = {p.b.data, p.a.data, p.y, p.bias};

@@ -89,6 +89,54 @@ __device__ __forceinline__ F16 narrow<F16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 
+// An output of activations, of f32 or bf16; the type is the launch's.
+struct AnyOut {
+  void* data;
+  DType type;
+  AnyOut() = default;
+  explicit AnyOut(float* floats) : data(floats), type(DType::f32) {}
+  explicit AnyOut(const View& view) : data(view.data), type(view.dtype) {}
+  __device__ AnyOut(void* data, DType type) : data(data), type(type) {}
+
+  // The same from element i on.
+  __device__ __forceinline__ AnyOut from(int64_t i) const {
+    return {static_cast<char*>(data) + i * (type == DType::f32 ? 4 : 2), type};
+  }
+  __device__ __forceinline__ float operator[](int64_t i) const {
+    if (type == DType::f32) return static_cast<const float*>(data)[i];
+    return widen(static_cast<const Bf16*>(data)[i]);
+  }
+  __device__ __forceinline__ void set(int64_t i, float value) const {
+    if (type == DType::f32) {
+      static_cast<float*>(data)[i] = value;
+    } else {
+      static_cast<Bf16*>(data)[i] = narrow<Bf16>(value);
+    }
+  }
+  // Two, or four, of them; the address of the first is a multiple of as many elements.
+  __device__ __forceinline__ void two(int64_t i, float a, float b) const {
+    if (type == DType::f32) {
+      *reinterpret_cast<float2*>(static_cast<float*>(data) + i) = make_float2(a, b);
+    } else {
+      *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(data) + i) =
+          narrow<Bf16>(a).bits | static_cast<uint32_t>(narrow<Bf16>(b).bits) << 16;
+    }
+  }
+  __device__ __forceinline__ void four(int64_t i, const float (&v)[4]) const {
+    if (type == DType::f32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(data) + i) =
+          make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+      uint2 pairs;
+      pairs.x = narrow<Bf16>(v[0]).bits | static_cast<uint32_t>(narrow<Bf16>(v[1]).bits) << 16;
+      pairs.y = narrow<Bf16>(v[2]).bits | static_cast<uint32_t>(narrow<Bf16>(v[3]).bits) << 16;
+      *reinterpret_cast<uint2*>(static_cast<Bf16*>(data) + i) = pairs;
+    }
+  }
+  // Whether four() may start at every fourth element.
+  bool packs() const { return reinterpret_cast<uintptr_t>(data) % (4 * dtypeSize(type)) == 0; }
+};
+
 // f(T{}) for the floating type behind a dtype code; the caller has checked that it is one.
 template <class F>
 void byFloat(DType dtype, F&& f) {

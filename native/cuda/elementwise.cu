@@ -148,10 +148,10 @@ struct SwigluGrad {
 // K inputs, then O outputs, all of one shape.
 template <int K, int O, class F>
 void mapAll(const CudaArgs& args, F f) {
-  Operands<K, O> all;
+  Operands<K, O, AnyOut> all;
   args.alike(K, O);
   for (size_t k = 0; k < K; k++) all.x[k] = anyFloats(args, k);
-  for (size_t o = 0; o < O; o++) all.y[o] = args[K + o].as<float>();
+  for (size_t o = 0; o < O; o++) all.y[o] = AnyOut(args[K + o]);
   launchMap(args, all, args[0].count, f);
 }
 
@@ -185,7 +185,7 @@ void binary(const CudaArgs& args) {
   }
   int inner = p.rank - 1;
   if (inner == 0 && p.a[0] == 1 && p.b[0] == 1) {
-    return launchMap(args, Operands<2, 1>{{a, b}, {y.as<float>()}}, y.count, F());
+    return launchMap(args, Operands<2, 1, AnyOut>{{a, b}, {AnyOut(y)}}, y.count, F());
   }
   dim3 block(kThreads);
   if (p.dims[inner].n % 4 == 0 && aligned(y.data) && packs(a, p.a, inner) && packs(b, p.b, inner)) {
@@ -226,7 +226,7 @@ void accumulate(const CudaArgs& args) {
   args.alike(1, 1);
   AnyFloats x = anyFloats(args, 0);
   const View& y = args[1];
-  launchMap(args, Operands<2, 1>{{x, {y.data, DType::f32}}, {y.as<float>()}}, y.count, Add());
+  launchMap(args, Operands<2, 1, AnyOut>{{x, {y.data, y.dtype}}, {AnyOut(y)}}, y.count, Add());
 }
 
 }  // namespace

@@ -7,9 +7,9 @@ namespace lowrank {
 
 namespace {
 
-// part of y += x; an element of the packed kind is four f32.
+// part of y += x; an element of the packed kind is four of them.
 template <bool Packed>
-__global__ void __launch_bounds__(kMoveThreads) addPartKernel(AnyFloats x, float* y, Move m) {
+__global__ void __launch_bounds__(kMoveThreads) addPartKernel(AnyFloats x, AnyOut y, Move m) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kMoveThreads + threadIdx.x;
   if (i >= m.count) return;
   int64_t rest = i, at = 0;
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(kMoveThreads) addPartKernel(AnyFloats x, float
   }
   if constexpr (Packed) {
     float a[4], b[4];
-    loadPack(static_cast<const float*>(x.data) + i * 4, a);
-    loadPack(y + at * 4, b);
+    x.four(i * 4, a);
+    AnyFloats{y.data, y.type}.four(at * 4, b);
 #pragma unroll
     for (int k = 0; k < 4; k++) b[k] += a[k];
-    storePack(y + at * 4, b);
+    y.four(at * 4, b);
   } else {
-    y[at] += x[i];
+    y.set(at, y[at] + x[i]);
   }
 }
 
@@ -67,21 +67,33 @@ void sliceGrad(const CudaArgs& args) {
 
 void write(const CudaArgs& args) { copyBlock(args, partBlock(args)); }
 
+// Counts by four elements where lines of both are of whole fours; says whether they are.
+bool byFours(Move& m) {
+  int inner = m.rank - 1;
+  bool fits = inner >= 0 && m.to[inner] == 1 && m.from[inner] == 1 && m.dims[inner].n % 4 == 0;
+  for (int d = 0; d < inner; d++) fits = fits && m.to[d] % 4 == 0 && m.from[d] % 4 == 0;
+  if (!fits) return false;
+  m.dims[inner] = m.dims[inner].n / 4;
+  for (int d = 0; d < inner; d++) {
+    m.to[d] /= 4;
+    m.from[d] /= 4;
+  }
+  m.count /= 4;
+  return true;
+}
+
 // y's part that begins at the attributes += x.
 void sliceGradAdd(const CudaArgs& args) {
   Block part = partBlock(args, true);
   AnyFloats dy = anyFloats(args, 0);
   Move m = moveOf(part);
   if (m.count == 0) return;
-  size_t unit = 4;
-  if (dy.f32()) widenUnit(m, part.to, part.from, unit);
-  if (unit == 8) {  // pairs have no kernel of their own
-    m = moveOf(part);
-    unit = 4;
-  }
-  launch(args, unit == 16 ? addPartKernel<true> : addPartKernel<false>,
-         dim3(blocksFor(m.count, kMoveThreads)), dim3(kMoveThreads), 0, dy,
-         reinterpret_cast<float*>(part.to), m);
+  View view = args[1];
+  view.data = part.to;
+  AnyOut y(view);
+  bool packed = dy.packs() && y.packs() && byFours(m);
+  launch(args, packed ? addPartKernel<true> : addPartKernel<false>,
+         dim3(blocksFor(m.count, kMoveThreads)), dim3(kMoveThreads), 0, dy, y, m);
 }
 
 void concat(const CudaArgs& args) {

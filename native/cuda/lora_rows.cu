@@ -90,7 +90,7 @@ __device__ __forceinline__ void rankUp(const Branch& m, const Segment& s, int64_
     }
 #pragma unroll
     for (int i = 0; i < kRows; i++) {
-      if (i < rows) m.z[(row0 + i) * m.cols + column] = sum[i];
+      if (i < rows) m.z.set((row0 + i) * m.cols + column, sum[i]);
     }
   }
 }
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) branchKernel(Launch<Branch> l) {
       int64_t i = v / width, k = v % width;
       m.h[(row0 + i) * m.hWidth + r0 + k] = k < ranks ? h[k][i] : 0.0f;
     }
-    if (m.z) rankUp(m, s, row0, rows, r0, ranks, h);
+    if (m.z.data) rankUp(m, s, row0, rows, r0, ranks, h);
   }
 }
 
@@ -125,7 +125,7 @@ void addLowRankRows(const CudaArgs& args) {
   EXPECT(args, args.count >= 3, "y, x, pairs of A and B, z and maybe h",
          std::to_string(args.count) + " tensors");
   size_t adapters = (args.count - 3) / 2, zAt = 2 + 2 * adapters;
-  const View &y = args[0], &x = args[1], &z = args.out(zAt);
+  const View &y = args[0], &x = args[1], &z = args.activations(zAt);
   checkBatch(args, y, x, "y [B, .., O] and x [B, .., I]");
   EXPECT(args, isFloat(x.dtype), "tensor 1 of f32, f16 or bf16", x.describe());
   EXPECT(args, isFloat(y.dtype), "tensor 0 of f32, f16 or bf16", y.describe());
@@ -163,7 +163,7 @@ void addLowRankRows(const CudaArgs& args) {
   m.vectorX = fours(x, in);
   m.base = y.data;
   m.baseType = y.dtype;
-  m.z = z.as<float>();
+  m.z = AnyOut(z);
   m.deep = in;
   m.cols = out;
   runBranch(args, segments, m);

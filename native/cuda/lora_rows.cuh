@@ -39,7 +39,8 @@ struct Branch {
   const void *x, *base;
   DType xType, baseType;
   bool vectorX;
-  float *z, *h;
+  AnyOut z;  // of no data where there is none
+  float* h;
   int64_t deep, cols, hWidth;
 };
 

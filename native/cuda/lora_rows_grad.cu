@@ -128,7 +128,7 @@ struct Gradients {
   Mode modeX = Mode::none;
   std::vector<Adapter> all;
   const View *x = nullptr, *h = nullptr;
-  float* dx = nullptr;
+  const View* dx = nullptr;
 
   explicit Gradients(const CudaArgs& args) {
     args.atLeast(1, 2);
@@ -182,11 +182,11 @@ struct Gradients {
     size_t outputs = at;
     for (const Adapter& p : all) outputs += (modeX != Mode::none) + needsHidden(p);
     if (modeX != Mode::none) {
-      const View& v = args.out(outputs++);
+      const View& v = args.activations(outputs++);
       checkBatch(args, args[0], v, "dy [B, .., O] and dx [B, .., I]");
       EXPECT(args, !anyA || v.last() == in, "dx of x's shape", v.describe());
       in = v.last();
-      dx = v.as<float>();
+      dx = &v;
     }
     for (Adapter& p : all) {
       if (modeX != Mode::none) {
@@ -305,9 +305,9 @@ void addLowRankRowsGrad(const CudaArgs& args) {
   m.x = dy.data;
   m.xType = dy.dtype;
   m.vectorX = fours(dy, t.out);
-  m.z = t.dx;
-  m.base = t.modeX == Mode::add ? t.dx : nullptr;
-  m.baseType = DType::f32;
+  if (t.dx) m.z = AnyOut(*t.dx);
+  m.base = t.modeX == Mode::add ? t.dx->data : nullptr;
+  m.baseType = t.dx ? t.dx->dtype : DType::f32;
   m.h = anyA && t.most > 0 ? dh.as<float>() : nullptr;
   m.hWidth = t.most;
   m.deep = t.out;

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// How a product is cut: `splits` parts of `depth` along k, each part of its own where several.
+// How a product is cut: `splits` parts of `depth` along k, each part of its own where several, or
+// where y is not f32.
 struct Cut {
   float* parts;
   int splits;
@@ -89,8 +90,9 @@ __global__ void __launch_bounds__(kThreads, kPerSm) tileKernel(Product p, Cut cu
     __syncthreads();
   }
 
-  bool whole = cut.splits == 1;
-  float* y = (whole ? p.y : cut.parts + split * p.batches.count * p.m * p.n) + batch * p.m * p.n;
+  bool whole = !cut.parts;
+  float* y = (whole ? static_cast<float*>(p.y) : cut.parts + split * p.batches.count * p.m * p.n) +
+             batch * p.m * p.n;
 #pragma unroll
   for (int r = 0; r < TM; r++) {
     int64_t row = m0 + r / VM * kRowApart + ty * VM + r % VM;
@@ -128,7 +130,8 @@ __global__ void __launch_bounds__(kThreads) addPartsKernel(Product p, Cut cut) {
   float sum = cut.parts[i];
   for (int s = 1; s < cut.splits; s++) sum += cut.parts[s * count + i];
   float value = p.alpha * sum + biasAt(p, i % p.n);
-  p.y[i] = p.accumulate ? p.y[i] + value : value;
+  AnyOut y(p.y, p.yType);
+  y.set(i, p.accumulate ? y[i] + value : value);
 }
 
 // Few rows against a weight read along k: a warp for each column of y reads it once.
@@ -155,16 +158,17 @@ __global__ void __launch_bounds__(kThreads) fewRowsKernel(Product p, Cut cut) {
   for (int i = 0; i < M; i++) {
     float total = warpSum(sum[i]);
     if (lane != 0 || i >= p.m) continue;
-    float* at = p.y + i * p.n + column;
+    AnyOut y(p.y, p.yType);
+    int64_t at = i * p.n + column;
     float value = p.alpha * total + biasAt(p, column);
-    *at = p.accumulate ? *at + value : value;
+    y.set(at, p.accumulate ? y[at] + value : value);
   }
 }
 
 // y = bias, or untouched where it accumulates: what a product over no terms is.
 __global__ void __launch_bounds__(kThreads) noTermsKernel(Product p) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < p.batches.count * p.m * p.n) p.y[i] = biasAt(p, i % p.n);
+  if (i < p.batches.count * p.m * p.n) AnyOut(p.y, p.yType).set(i, biasAt(p, i % p.n));
 }
 
 // Whether four neighbours of a factor may be read at once wherever a tile begins.
@@ -189,14 +193,15 @@ void tiles(const CudaArgs& args, const Product& p, Cut cut) {
   cut.splits = static_cast<int>((p.k + cut.depth - 1) / cut.depth);
   int64_t all = p.batches.count * p.m * p.n;
   uint64_t bytes = static_cast<uint64_t>(cut.splits * all) * sizeof(float);
-  Workspace held = cut.splits > 1 ? Workspace(args.device.memory, bytes) : Workspace();
-  if (cut.splits > 1) {
+  bool apart = cut.splits > 1 || p.yType != DType::f32;
+  Workspace held = apart ? Workspace(args.device.memory, bytes) : Workspace();
+  if (apart) {
     cut.parts = held.as<float>();
     cut.vectorY = p.n % 4 == 0;
   }
   launch(args, tileKernel<BM, BN, BK, TM, TN, kPerSm>, dim3(blocksFor(count * cut.splits, 1)),
          dim3(kThreads), 0, p, cut);
-  if (cut.splits == 1) return;
+  if (!apart) return;
   launch(args, addPartsKernel, dim3(blocksFor(all, kThreads)), dim3(kThreads), 0, p, cut);
 }
 
@@ -228,7 +233,8 @@ void matmul(const CudaArgs& args) {
   p.k = c.k;
   p.a = {a.data, a.dtype, c.transA ? 1 : c.k, c.transA ? c.m : 1, a.count};
   p.b = {b.data, b.dtype, c.transB ? 1 : c.n, c.transB ? c.k : 1, b.count};
-  p.y = y.as<float>();
+  p.y = y.data;
+  p.yType = y.dtype;
   p.alpha = c.alpha;
   p.accumulate = c.accumulate;
   if (c.tall) {
@@ -259,7 +265,8 @@ void linear(const CudaArgs& args) {
   p.k = c.k;
   p.a = {x.data, x.dtype, c.k, 1, x.count};
   p.b = {w.data, w.dtype, c.turned ? c.n : 1, c.turned ? 1 : c.k, w.count};
-  p.y = c.y.as<float>();
+  p.y = c.y.data;
+  p.yType = c.y.dtype;
   p.alpha = 1;
   p.batches.count = 1;
   product(args, p);

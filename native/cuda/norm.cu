@@ -84,7 +84,7 @@ __device__ __forceinline__ Row statistics(const AnyFloats& x, int64_t from, cons
 // Kept: every address a multiple of four elements, and the row in registers.
 template <bool Centre, bool Kept>
 __global__ void __launch_bounds__(1024)
-    normKernel(AnyFloats x, AnyFloats w, AnyFloats b, float* y, Shape s) {
+    normKernel(AnyFloats x, AnyFloats w, AnyFloats b, AnyOut y, Shape s) {
   SHARED(float, room, [2][kWarp]);
   int64_t r = rowOf(), from = r * s.n;
   if (r >= s.rows) return;  // whole warps of blocks without a barrier
@@ -103,12 +103,12 @@ __global__ void __launch_bounds__(1024)
       for (int k = 0; k < 4; k++) {
         out[k] = (v[p][k] - row.shift) * row.inverse * weight[k] + bias[k];
       }
-      storePack(y + from + i, out);
+      y.four(from + i, out);
     }
   } else {
     walk(s.n, [&](int64_t i) {
       float out = (x[from + i] - row.shift) * row.inverse * w[i];
-      y[from + i] = Centre ? out + b[i] : out;
+      y.set(from + i, Centre ? out + b[i] : out);
     });
   }
 }
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(1024)
 //   layer: dx = i (g - mean(g) - h mean(g h))
 template <bool Centre, bool Kept>
 __global__ void __launch_bounds__(1024)
-    gradInputKernel(AnyFloats x, AnyFloats w, AnyFloats dy, float* dx, Shape s) {
+    gradInputKernel(AnyFloats x, AnyFloats w, AnyFloats dy, AnyOut dx, Shape s) {
   SHARED(float, room, [2][kWarp]);
   SHARED(float, sums, [2 * kWarp]);
   int64_t r = rowOf(), from = r * s.n;
@@ -163,12 +163,12 @@ __global__ void __launch_bounds__(1024)
       float out[4];
 #pragma unroll
       for (int k = 0; k < 4; k++) out[k] = row.inverse * (g[p][k] - gm - v[p][k] * gh);
-      storePack(dx + from + i, out);
+      dx.four(from + i, out);
     }
   } else {
     walk(s.n, [&](int64_t i) {
       float h = (x[from + i] - row.shift) * row.inverse;
-      dx[from + i] = row.inverse * (w[i] * dy[from + i] - gm - h * gh);
+      dx.set(from + i, row.inverse * (w[i] * dy[from + i] - gm - h * gh));
     });
   }
 }
@@ -229,10 +229,11 @@ void norm(const CudaArgs& args) {
   AnyFloats x = anyFloats(args, 0), w = anyFloats(args, 1), b = Centre ? anyFloats(args, 2) : w;
   if (args[0].count == 0) return;
   Shape s = shapeOf(a);
-  bool kept = keepable(s) && x.packs() && w.packs() && b.packs() && aligned(a.out);
+  AnyOut y(a.out);
+  bool kept = keepable(s) && x.packs() && w.packs() && b.packs() && y.packs();
   dim3 block = blockFor(s, kept), grid(blocksFor(s.rows, block.y));
   launch(args, kept ? normKernel<Centre, true> : normKernel<Centre, false>, grid, block, 0, x, w, b,
-         a.out, s);
+         y, s);
 }
 
 template <bool Centre>
@@ -241,10 +242,11 @@ void gradInput(const CudaArgs& args) {
   AnyFloats x = anyFloats(args, 0), w = anyFloats(args, 1), dy = anyFloats(args, 2);
   if (args[0].count == 0) return;
   Shape s = shapeOf(a);
-  bool kept = keepable(s) && x.packs() && w.packs() && dy.packs() && aligned(a.out);
+  AnyOut dx(a.out);
+  bool kept = keepable(s) && x.packs() && w.packs() && dy.packs() && dx.packs();
   dim3 block = blockFor(s, kept), grid(blocksFor(s.rows, block.y));
   launch(args, kept ? gradInputKernel<Centre, true> : gradInputKernel<Centre, false>, grid, block,
-         0, x, w, dy, a.out, s);
+         0, x, w, dy, dx, s);
 }
 
 template <bool Centre>

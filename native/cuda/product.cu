@@ -85,6 +85,30 @@ bool widens(const Product& p) {
          (p.b.dtype == DType::f32 || p.b.count <= kMost);
 }
 
+// cuBLASLt adds a bias of y's type, and rounds to bf16 the products of bf16 alone: a bias is
+// widened to meet a y of f32, and other products are rounded in a pass of their own.
+bool byBlas(const CudaArgs& args, const Product& task) {
+  if (!blasThere(args.device)) return false;
+  Product p = task;
+  bool apart = p.yType == DType::bf16 && p.a.dtype != DType::bf16;
+  int64_t count = p.batches.count * p.m * p.n;
+  Workspace sum = apart
+                      ? Workspace(args.device.memory, static_cast<uint64_t>(count) * sizeof(float))
+                      : Workspace();
+  if (apart) {
+    p.y = sum.as<void>();
+    p.yType = DType::f32;
+    if (p.accumulate) convert(args, {task.y, task.yType, p.n, 1, count}, sum.as<float>());
+  }
+  Factor bias = {p.bias, p.bias ? p.biasType : DType::f32, 1, 1, p.n};
+  Converted widened(args, bias, p.yType == DType::f32 ? DType::f32 : bias.dtype);
+  p.bias = bias.data;
+  p.biasType = bias.dtype;
+  if (!blasProduct(args, p)) return false;
+  if (apart) convert(args, {p.y, p.yType, p.n, 1, count}, static_cast<Bf16*>(task.y));
+  return true;
+}
+
 void ofOneType(const CudaArgs& args, const Product& p) {
   if (args.device.batchInvariant) {
     // Rows that are read along k, as those of a batch are, are aligned for the tensor cores or not
@@ -93,7 +117,7 @@ void ofOneType(const CudaArgs& args, const Product& p) {
     return;
   }
   if (thin(p)) return tiledProduct(args, p);
-  if (!blasProduct(args, p) && !mmaProduct(args, p)) tiledProduct(args, p);
+  if (!byBlas(args, p) && !mmaProduct(args, p)) tiledProduct(args, p);
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ struct Batches {
 struct Product {
   int64_t m, n, k;
   Factor a, b;
-  float* y;
+  void* y;
+  DType yType;  // f32 or bf16
   const void* bias;
   DType biasType;
   float alpha;

@@ -1,5 +1,6 @@
 // Products of bf16 factors on the tensor cores: tiles of 128 × 128, 32 terms at a time, copied into
 // shared memory three steps ahead as they lie in memory; fragments are turned while they are read.
+#include "matmul.cuh"
 #include "mma.cuh"
 #include "product.h"
 
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(kThreads, 2) productMmaKernel(Product p) {
   copiesLeft<0>();
 
   int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
-  float* y = p.y + batch * p.m * p.n;
+  AnyOut y = AnyOut(p.y, p.yType).from(batch * p.m * p.n);
+  bool pairs = p.n % 2 == 0;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
 #pragma unroll
@@ -124,19 +126,17 @@ __global__ void __launch_bounds__(kThreads, 2) productMmaKernel(Product p) {
       if (row >= p.m) continue;
 #pragma unroll
       for (int j = 0; j < 4; j++) {
+        int64_t column = n0 + col0 + j * 8 + t * 2, at = row * p.n + column;
+        float value[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          int64_t column = n0 + col0 + j * 8 + t * 2 + e;
-          if (column >= p.n) continue;
-          float value = p.alpha * sum[i][j][half * 2 + e];
-          if (p.bias) {
-            value += p.biasType == DType::f32    ? static_cast<const float*>(p.bias)[column]
-                     : p.biasType == DType::bf16 ? widen(static_cast<const Bf16*>(p.bias)[column])
-                                                 : widen(static_cast<const F16*>(p.bias)[column]);
-          }
-          float& at = y[row * p.n + column];
-          at = p.accumulate ? at + value : value;
+          if (column + e >= p.n) continue;
+          value[e] = p.alpha * sum[i][j][half * 2 + e];
+          if (p.bias) value[e] += oneAt(p.bias, p.biasType, column + e);
+          if (p.accumulate) value[e] += y[at + e];
+          if (!pairs) y.set(at + e, value[e]);
         }
+        if (pairs && column < p.n) y.two(at, value[0], value[1]);
       }
     }
   }

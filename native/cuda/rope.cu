@@ -40,10 +40,10 @@ struct Shape {
 };
 
 // A block has `perBlock` tokens: their angles once, in shared memory, then all of their heads.
-// Packed: f32, and four pairs at once.
+// Packed: four pairs at once.
 template <bool Packed>
 __global__ void __launch_bounds__(kThreads, 4)
-    ropeKernel(AnyFloats x, const int* positions, AnyFloats invFreq, float* y, Shape s) {
+    ropeKernel(AnyFloats x, const int* positions, AnyFloats invFreq, AnyOut y, Shape s) {
   DYNAMIC_SHARED(float, cosines);
   float* sines = cosines + s.perBlock * s.half;
   int64_t first = static_cast<int64_t>(blockIdx.x) * s.perBlock;
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     int64_t at = (first * s.heads + head) * s.size + i;
     if constexpr (Packed) {
       float a[4], b[4], c[4], n[4], u[4], v[4];
-      loadPack(static_cast<const float*>(x.data) + at, a);
-      loadPack(static_cast<const float*>(x.data) + at + s.half, b);
+      x.four(at, a);
+      x.four(at + s.half, b);
       loadPack(cosines + angle, c);
       loadPack(sines + angle, n);
 #pragma unroll
@@ -72,19 +72,19 @@ __global__ void __launch_bounds__(kThreads, 4)
         u[k] = a[k] * c[k] - b[k] * n[k];
         v[k] = b[k] * c[k] + a[k] * n[k];
       }
-      storePack(y + at, u);
-      storePack(y + at + s.half, v);
+      y.four(at, u);
+      y.four(at + s.half, v);
     } else {
       float a = x[at], b = x[at + s.half], c = cosines[angle], n = sines[angle];
-      y[at] = a * c - b * n;
-      y[at + s.half] = b * c + a * n;
+      y.set(at, a * c - b * n);
+      y.set(at + s.half, b * c + a * n);
     }
   }
   int rest = s.size - 2 * s.half;
   for (int j = static_cast<int>(threadIdx.x); j < tokens * s.heads * rest; j += kThreads) {
     int head = j / rest;
     int64_t at = (first * s.heads + head) * s.size + 2 * s.half + (j - head * rest);
-    y[at] = x[at];
+    y.set(at, x[at]);
   }
 }
 
@@ -97,7 +97,8 @@ void rope(const CudaArgs& args) {
   EXPECT(args, r.heads * r.d < INT32_MAX / kMostTokens && half <= 3072,
          "heads of at most 6144 channels", args[0].describe());
   if (args[0].count == 0) return;
-  bool packed = x.f32() && aligned(x.data) && aligned(r.y) && half % 4 == 0 && r.d % 4 == 0;
+  AnyOut y(args[3]);
+  bool packed = x.packs() && y.packs() && half % 4 == 0 && r.d % 4 == 0;
   Shape s = {
       r.tokens, static_cast<int>(r.heads),  static_cast<int>(r.d),       static_cast<int>(half),
       1,        static_cast<float>(r.sign), static_cast<float>(r.factor)};
@@ -109,7 +110,7 @@ void rope(const CudaArgs& args) {
   }
   launch(args, packed ? ropeKernel<true> : ropeKernel<false>, dim3(blocksFor(s.tokens, s.perBlock)),
          dim3(kThreads), static_cast<size_t>(s.perBlock * half) * 2 * sizeof(float), x, r.positions,
-         invFreq, r.y, s);
+         invFreq, y, s);
 }
 
 }  // namespace

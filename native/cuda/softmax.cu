@@ -50,7 +50,7 @@ template <bool Log>
 void forward(const CudaArgs& args) {
   args.counts(2, 0);
   args.alike(1, 1);
-  const View &x = args[0], &y = args[1];
+  const View &x = args[0], &y = args.out(1);
   if (x.count == 0) return;
   byFloat(x.dtype, [&](auto type) {
     using T = decltype(type);
@@ -68,7 +68,7 @@ void backward(const CudaArgs& args) {
   args.counts(3, 0);
   args.alike(2, 1);
   AnyFloats y = anyFloats(args, 0), dy = anyFloats(args, 1);
-  const View& dx = args[2];
+  const View& dx = args.out(2);
   if (dx.count == 0) return;
   byLanes(dx.last(), [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;

@@ -1,4 +1,5 @@
 import type { Backend } from '../tensor/backend.js';
+import { computeDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { pushTracker } from '../tensor/lifetime.js';
 import { sameShape } from '../tensor/shape.js';
@@ -49,14 +50,20 @@ function newestFirst(nodes: OpNode[], newest: number, span: number): OpNode[] {
   return nodes;
 }
 
-/** a + b, into a where nobody else holds its storage. Both are consumed. */
+/** a + b, into one that nobody else holds and that is no narrower. Both are consumed. */
 function add(a: Tensor, b: Tensor): Tensor {
-  if (a.storage.refs === 1 && a.dtype === b.dtype) {
+  if (a.dtype === 'bf16' && b.dtype === 'f32') return add(b, a);
+  if (a.storage.refs === 1 && (a.dtype === b.dtype || a.dtype === 'f32')) {
     a.backend.run('accumulate', [b, a], []);
     b.dispose();
     return a;
   }
-  const [sum] = runKernel(a.backend, 'add', [a, b], [{ shape: a.shape, dtype: a.dtype }]);
+  const [sum] = runKernel(
+    a.backend,
+    'add',
+    [a, b],
+    [{ shape: a.shape, dtype: computeDType([a.dtype, b.dtype]) }],
+  );
   a.dispose();
   b.dispose();
   return sum as Tensor;
@@ -71,7 +78,16 @@ function accumulate(leaf: LeafNode, grad: Tensor): void {
     return;
   }
   let own = grad;
-  if (grad.storage.refs > 1 || grad.byteOffset > 0 || grad.byteLength !== grad.storage.bytes) {
+  // An activation's gradient may be rounded; that of a parameter is not kept so.
+  if (grad.dtype === 'bf16' && leaf.meta.dtype !== 'bf16') {
+    own = Tensor.empty(grad.backend, grad.shape, 'f32');
+    grad.backend.run('cast', [grad, own], []);
+    grad.dispose();
+  } else if (
+    grad.storage.refs > 1 ||
+    grad.byteOffset > 0 ||
+    grad.byteLength !== grad.storage.bytes
+  ) {
     own = Tensor.empty(grad.backend, grad.shape, grad.dtype);
     grad.backend.run('copy', [grad, own], []);
     grad.dispose();

@@ -1,4 +1,5 @@
 import { type Command, Option } from 'commander';
+import { ACTIVATION_DTYPES } from '../tensor/dtype.js';
 import type { DoneEvent, FinetuneEvent, FinetuneOptions, StartEvent } from '../train/finetune.js';
 import { evaluationText } from './evaluation.js';
 import { isLora, LORA, type LoraFlags, loraOptions, loraSettings } from './lora-options.js';
@@ -123,6 +124,12 @@ export function trainCommand(): Command {
     .option(
       '--gradient-checkpointing',
       'keep only each block’s input for backward: less memory for about a third more time',
+    )
+    .option(
+      '--activations <dtype>',
+      'what layers hand on and keep for backward while training: f32, or bf16 for half the ' +
+        'memory, as PyTorch’s autocast; with --compute bf16 (default: f32)',
+      oneOf(ACTIVATION_DTYPES),
     )
     .option('--seed <n>', 'start, order and dropout follow from it (default: 0)', wholeNumber(0))
     .option('--backend <name>', BACKEND_HELP, backendName)

@@ -45,7 +45,10 @@ export interface Wrapper extends Module {
  * sum so far, so that their order does not matter.
  */
 function withBranches({ branches, active, rows, site }: Wrapper, x: Tensor, y: Tensor): Tensor {
-  if (rows) return mixedSum(site.path, branches, rows, x, y);
+  // What is added to bf16 in f32 goes on as the base's output would.
+  const settled = (sum: Tensor) =>
+    y.dtype === 'bf16' && sum.dtype !== y.dtype ? cast(sum, y.dtype) : sum;
+  if (rows) return settled(mixedSum(site.path, branches, rows, x, y));
   let sum = y;
   for (const [i, name] of active.entries()) {
     const branch = branches.get(name);
@@ -54,7 +57,7 @@ function withBranches({ branches, active, rows, site }: Wrapper, x: Tensor, y: T
     const change = added ? null : branch?.change(x, y);
     sum = added ?? (change ? add(sum, change) : sum);
   }
-  return sum;
+  return settled(sum);
 }
 
 /** A bias and what these adapters add to it, added in f32 and rounded once to `dtype`. */

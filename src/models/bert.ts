@@ -1,5 +1,6 @@
 import { scope } from '../autograd/index.js';
 import {
+  blockDType,
   type Dense,
   Embedding,
   LayerNorm,
@@ -8,7 +9,7 @@ import {
   type ParameterSource,
   parameter,
 } from '../nn/index.js';
-import { add, reshape, tanh } from '../ops/index.js';
+import { add, cast, reshape, tanh } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
@@ -65,6 +66,12 @@ class Embeddings extends Module {
     const all = add(typed, this.position_embeddings.forward(positions));
     return layerDropout(this.LayerNorm.forward(all), this.config.hiddenDropout, this.name);
   }
+}
+
+/** The residual as the products of a block read it: rounded once for all of them where asked. */
+function handedOn(x: Tensor): Tensor {
+  const dtype = blockDType();
+  return dtype === x.dtype ? x : cast(x, dtype);
 }
 
 class SelfAttention extends Module {
@@ -132,7 +139,7 @@ class AttentionBlock extends Module {
   }
 
   forward(x: Tensor, mask: Tensor | null): Tensor {
-    return this.output.forward(this.self.forward(x, mask), x);
+    return this.output.forward(this.self.forward(handedOn(x), mask), x);
   }
 }
 
@@ -166,7 +173,9 @@ class Layer extends Module {
   forward(x: Tensor, mask: Tensor | null): Tensor {
     return scope(() => {
       const h = scope(() => this.attention.forward(x, mask));
-      const inner = scope(() => this.config.activation(this.intermediate.dense.forward(h)));
+      const inner = scope(() =>
+        this.config.activation(this.intermediate.dense.forward(handedOn(h))),
+      );
       return this.output.forward(inner, h);
     });
   }

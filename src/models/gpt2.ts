@@ -1,5 +1,6 @@
 import { scope } from '../autograd/index.js';
 import {
+  blockDType,
   Conv1D,
   type Dense,
   Embedding,
@@ -196,8 +197,8 @@ class Block extends Module {
   forward(x: Tensor, input: BodyInput): Tensor {
     return scope(() => {
       // Scopes of their own: what one half computes on the way is gone before the other begins.
-      const h = scope(() => add(x, this.attn.forward(this.ln_1.forward(x), input)));
-      return scope(() => add(h, this.mlp.forward(this.ln_2.forward(h))));
+      const h = scope(() => add(x, this.attn.forward(this.ln_1.forward(x, blockDType()), input)));
+      return scope(() => add(h, this.mlp.forward(this.ln_2.forward(h, blockDType()))));
     });
   }
 }

@@ -1,8 +1,10 @@
 import { scope } from '../autograd/index.js';
 import {
+  blockDType,
   type Dense,
   Embedding,
   Linear,
+  layerDType,
   Module,
   type ParameterSource,
   parameter,
@@ -58,7 +60,12 @@ class Attention extends Module {
     const { heads: H, keyValueHeads: G, headSize: D, rope: turn } = this.config;
     const heads = (y: Tensor, n: number, norm: RMSNorm | null) => {
       const split = reshape(y, [B, T, n, D]);
-      return rope(norm ? norm.forward(split) : split, positions, invFreq, turn.factor);
+      return rope(
+        norm ? norm.forward(split, layerDType(split)) : split,
+        positions,
+        invFreq,
+        turn.factor,
+      );
     };
     const q = heads(this.q_proj.forward(x), H, this.q_norm);
     const k = heads(this.k_proj.forward(x), G, this.k_norm);
@@ -121,8 +128,12 @@ class Layer extends Module {
   forward(x: Tensor, pass: Pass): Tensor {
     return scope(() => {
       // Scopes of their own: what one half computes on the way is gone before the other begins.
-      const h = scope(() => add(x, this.self_attn.forward(this.input_layernorm.forward(x), pass)));
-      return scope(() => add(h, this.mlp.forward(this.post_attention_layernorm.forward(h))));
+      const h = scope(() =>
+        add(x, this.self_attn.forward(this.input_layernorm.forward(x, blockDType()), pass)),
+      );
+      return scope(() =>
+        add(h, this.mlp.forward(this.post_attention_layernorm.forward(h, blockDType()))),
+      );
     });
   }
 }

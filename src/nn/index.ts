@@ -5,10 +5,11 @@ export {
   Embedding,
   LayerNorm,
   Linear,
+  layerDType,
   type ParameterSource,
   PlainDense,
   parameter,
   RMSNorm,
 } from './layers.js';
 export { Module } from './module.js';
-export { type TrainingContext, trainingContext, withTraining } from './training.js';
+export { blockDType, type TrainingContext, trainingContext, withTraining } from './training.js';

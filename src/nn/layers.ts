@@ -1,4 +1,5 @@
 import { embedding, layerNorm, linear, rmsNorm } from '../ops/index.js';
+import type { ActivationDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -17,6 +18,11 @@ export function parameter(source: ParameterSource, name: string, shape: Shape): 
     throw failure(`parameter ${name}`, shapeText(shape), shapeText(t.shape));
   }
   return t.keep();
+}
+
+/** What a layer answers: bf16 to bf16, as PyTorch's autocast does. */
+export function layerDType(x: Tensor): ActivationDType {
+  return x.dtype === 'bf16' ? 'bf16' : 'f32';
 }
 
 /** A layer from [.., in] to [.., out]: a plain one, or one that LoRA wraps. */
@@ -68,7 +74,7 @@ export class Linear extends PlainDense {
   }
 
   forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias);
+    return linear(x, this.weight, this.bias, { dtype: layerDType(x) });
   }
 
   withWeights(weight: Tensor, bias: Tensor | null): Linear {
@@ -107,7 +113,7 @@ export class Conv1D extends PlainDense {
   }
 
   forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias, { transposed: true });
+    return linear(x, this.weight, this.bias, { transposed: true, dtype: layerDType(x) });
   }
 
   withWeights(weight: Tensor, bias: Tensor | null): Conv1D {
@@ -145,8 +151,9 @@ export class RMSNorm extends Module {
     super();
   }
 
-  forward(x: Tensor): Tensor {
-    return rmsNorm(x, this.weight, this.eps);
+  /** @param dtype of the result */
+  forward(x: Tensor, dtype: ActivationDType = 'f32'): Tensor {
+    return rmsNorm(x, this.weight, this.eps, { dtype });
   }
 }
 
@@ -160,7 +167,8 @@ export class LayerNorm extends Module {
     super();
   }
 
-  forward(x: Tensor): Tensor {
-    return layerNorm(x, this.weight, this.bias, this.eps);
+  /** @param dtype of the result */
+  forward(x: Tensor, dtype: ActivationDType = 'f32'): Tensor {
+    return layerNorm(x, this.weight, this.bias, this.eps, { dtype });
   }
 }

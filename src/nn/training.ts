@@ -1,4 +1,6 @@
-/** What random layers need to know of the step they run in. */
+import type { ActivationDType } from '../tensor/dtype.js';
+
+/** What layers need to know of the step they run in. */
 export interface TrainingContext {
   readonly seed: number;
   /** Counts forward passes that differ in their random numbers: step × micro-batches + micro-batch. */
@@ -8,6 +10,11 @@ export interface TrainingContext {
    * for about a third more work, with the same bits. Default false.
    */
   readonly checkpoint?: boolean;
+  /**
+   * What products, norms and attention within a block hand on, and keep for backward; the sum of
+   * the blocks, the last norm and the loss stay f32. Default f32.
+   */
+  readonly activations?: ActivationDType;
 }
 
 let current: TrainingContext | null = null;
@@ -21,6 +28,11 @@ export function withTraining<T>(context: TrainingContext, fn: () => T): T {
   } finally {
     current = before;
   }
+}
+
+/** The dtype of activations within a block: f32 outside of training. */
+export function blockDType(): ActivationDType {
+  return current?.activations ?? 'f32';
 }
 
 /** The training pass we are in; null in evaluation, where dropout does nothing. */

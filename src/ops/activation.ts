@@ -1,13 +1,19 @@
 import { defineOp, first, type Meta, runKernel } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { activationDType, computeDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { abs, affine, div, exp, mul, relu, scale, sigmoid } from './elementwise.js';
 
 const asInput = ([x]: readonly Meta[]): Meta[] => [
-  { shape: (x as Meta).shape, dtype: computeDType([(x as Meta).dtype]) },
+  { shape: (x as Meta).shape, dtype: activationDType([(x as Meta).dtype]) },
 ];
+
+/** Shape and dtype of an activation's gradient. */
+const gradientOf = (x: Meta, grad: Tensor): Meta => ({
+  shape: x.shape,
+  dtype: gradientDType(x.dtype, grad.dtype),
+});
 
 const shapes = [[3, 37], [1], [0, 2]] as const;
 const labels = ['odd', 'one', 'empty'] as const;
@@ -18,13 +24,8 @@ const siluOp = defineOp<void>({
   infer: asInput,
   reads: () => ({ inputs: [0] }),
   // y = x·σ(x): dx = dy·σ(x)·(1 + x·(1 − σ(x)))
-  backward: ({ grad, input }) =>
-    runKernel(
-      grad.backend,
-      'silu.grad',
-      [input(0), grad],
-      [{ shape: grad.shape, dtype: grad.dtype }],
-    ),
+  backward: ({ grad, inputs, input }) =>
+    runKernel(grad.backend, 'silu.grad', [input(0), grad], [gradientOf(inputs[0] as Meta, grad)]),
   composed: ([x]) => mul(x as Tensor, sigmoid(x as Tensor)),
   samples: shapes.map((shape, i) => ({
     label: labels[i] as string,
@@ -48,12 +49,12 @@ const geluOp = defineOp<{ form: GeluForm }>({
   encode: ({ form }) => [form === 'tanh' ? 1 : 0],
   reads: () => ({ inputs: [0] }),
   // exact: dx = dy·(Φ(x) + x·φ(x)); tanh: the derivative of x/2·(1 + tanh(√(2/π)(x + 0.044715x³)))
-  backward: ({ grad, attrs, input }) =>
+  backward: ({ grad, attrs, inputs, input }) =>
     runKernel(
       grad.backend,
       'gelu.grad',
       [input(0), grad],
-      [{ shape: grad.shape, dtype: grad.dtype }],
+      [gradientOf(inputs[0] as Meta, grad)],
       [attrs.form === 'tanh' ? 1 : 0],
     ),
   samples: (['none', 'tanh'] as const).flatMap((form) =>
@@ -83,7 +84,7 @@ function distribution(x: Tensor): Tensor {
 
 const normalCdfOp = defineOp<void>({
   name: 'normalCdf',
-  infer: asInput,
+  infer: ([x]) => [{ shape: (x as Meta).shape, dtype: computeDType([(x as Meta).dtype]) }],
   forward: ([x]) => ({ output: distribution(x as Tensor) }),
   reads: () => ({ inputs: [0] }),
   // y = Φ(x): dx = dy·φ(x) = dy·exp(−x²/2)/√(2π)
@@ -121,13 +122,13 @@ const swigluOp = defineOp<void>({
         `${shapeText(g.shape)} and ${shapeText(u.shape)}`,
       );
     }
-    return [{ shape: g.shape, dtype: computeDType([g.dtype, u.dtype]) }];
+    return [{ shape: g.shape, dtype: activationDType([g.dtype, u.dtype]) }];
   },
   reads: () => ({ inputs: [0, 1] }),
   // y = silu(g)·u: dg = dy·u·silu′(g), du = dy·silu(g)
-  backward: ({ grad, input }) => {
-    const meta = { shape: grad.shape, dtype: grad.dtype };
-    return runKernel(grad.backend, 'swiglu.grad', [input(0), input(1), grad], [meta, meta]);
+  backward: ({ grad, inputs, input }) => {
+    const metas = inputs.map((m) => gradientOf(m, grad));
+    return runKernel(grad.backend, 'swiglu.grad', [input(0), input(1), grad], metas);
   },
   composed: ([gate, up]) => mul(silu(gate as Tensor), up as Tensor),
   samples: shapes.map((shape, i) => ({

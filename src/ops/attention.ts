@@ -1,5 +1,5 @@
 import { defineOp, first, type Meta, runKernel, type Sample } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { activationDType, computeDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 
@@ -48,9 +48,10 @@ function inferAttention(inputs: readonly Meta[], { keyLength }: AttentionAttrs):
   if (keyLength > (S as number)) {
     throw failure('attention', `a key length of at most ${S}`, String(keyLength));
   }
-  const dtype = computeDType([q.dtype, k.dtype, v.dtype]);
+  const all = [q.dtype, k.dtype, v.dtype];
+  const dtype = computeDType(all);
   return [
-    { shape: q.shape, dtype },
+    { shape: q.shape, dtype: activationDType(all) },
     { shape: [B as number, H as number, T as number], dtype },
   ];
 }
@@ -82,7 +83,9 @@ const attentionOp = defineOp<AttentionAttrs>({
       grad.backend,
       'attention.grad',
       [input(0), input(1), input(2), ...mask, output(0), output(1), grad],
-      inputs.slice(0, 3).map((m) => ({ shape: m.shape, dtype: grad.dtype })),
+      inputs
+        .slice(0, 3)
+        .map((m) => ({ shape: m.shape, dtype: gradientDType(m.dtype, grad.dtype) })),
       encode(attrs, inputs),
     );
     return inputs.length === 4 ? [...grads, null] : grads;

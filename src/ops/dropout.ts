@@ -1,5 +1,5 @@
 import { defineOp, first, type Meta, type Op } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { activationDType } from '../tensor/dtype.js';
 import { failure } from '../tensor/errors.js';
 import type { RandomAddress } from '../tensor/random.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -10,7 +10,7 @@ interface DropoutAttrs extends RandomAddress {
 
 const dropoutOp: Op<DropoutAttrs> = defineOp<DropoutAttrs>({
   name: 'dropout',
-  infer: ([x]) => [{ shape: (x as Meta).shape, dtype: computeDType([(x as Meta).dtype]) }],
+  infer: ([x]) => [{ shape: (x as Meta).shape, dtype: activationDType([(x as Meta).dtype]) }],
   encode: ({ p, seed, stream, step }) => [p, seed, stream, step ?? 0],
   // the mask is made again from its address: dx = dy/(1 − p) where kept
   backward: ({ grad, attrs }) => [first(dropoutOp([grad], attrs))],

@@ -29,7 +29,7 @@ const embeddingOp = defineOp<void>({
       grad.backend,
       'embedding.grad',
       [input(1), grad],
-      [{ shape: (inputs[0] as Meta).shape, dtype: grad.dtype }],
+      [{ shape: (inputs[0] as Meta).shape, dtype: computeDType([grad.dtype]) }],
     );
     return [...made, null];
   },

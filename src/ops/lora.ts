@@ -5,11 +5,17 @@ import {
   type Meta,
   type Sample,
 } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { computeDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
 import { add, scale } from './elementwise.js';
-import { branchesBackward, branchesFit, branchesForward, branchesReads } from './low-rank-rows.js';
+import {
+  branchesBackward,
+  branchesFit,
+  branchesForward,
+  branchesReads,
+  sumDType,
+} from './low-rank-rows.js';
 import { flatRows, linear, product } from './matmul.js';
 
 interface LowRankAttrs {
@@ -50,9 +56,10 @@ function productsForward(
   needs: readonly boolean[],
 ): Forward {
   const [y, x, a, b] = inputs as readonly [Tensor, Tensor, Tensor, Tensor];
-  const dtype = computeDType(inputs.map((t) => t.dtype));
+  const arithmetic = computeDType(inputs.map((t) => t.dtype));
+  const dtype = sumDType(inputs);
   const { backend } = y;
-  const h = Tensor.empty(backend, [...x.shape.slice(0, -1), a.shape[0] as number], dtype);
+  const h = Tensor.empty(backend, [...x.shape.slice(0, -1), a.shape[0] as number], arithmetic);
   backend.run('linear', [x, a, h], []);
   let output: Tensor;
   if (attrs.own && y.storage.refs === 1 && y.dtype === dtype) {
@@ -70,6 +77,7 @@ function productsForward(
 function productsBackward({
   grad,
   attrs,
+  inputs,
   needs,
   input,
   kept,
@@ -82,7 +90,8 @@ function productsBackward({
   let dx: Tensor | null = null;
   if (needs[1] && dh) {
     const into = earlier(1);
-    const made = product(dh, input(2), {}, into && flatRows(into));
+    const dtype = gradientDType((inputs[1] as Meta).dtype, grad.dtype);
+    const made = product(dh, input(2), {}, into && flatRows(into), dtype);
     const inner = made.shape[1] as number;
     dx = into ?? made.alias([...rows, inner]);
   }
@@ -98,8 +107,7 @@ const addLowRankOp = defineOp<LowRankAttrs>({
   infer: (inputs) => {
     const shapes = inputs.map((m) => m.shape);
     if (branchesFit(shapes, 1)) {
-      const dtype = computeDType(inputs.map((m) => m.dtype));
-      return [{ shape: (inputs[0] as Meta).shape, dtype }];
+      return [{ shape: (inputs[0] as Meta).shape, dtype: sumDType(inputs) }];
     }
     const expected = 'y [.., out], x [.., in], A [r, in] and B [out, r]';
     throw failure('addLowRank', expected, shapes.map(shapeText).join(', '));

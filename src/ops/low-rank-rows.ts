@@ -4,11 +4,12 @@ import {
   type Forward,
   first,
   gradEnabled,
+  type Meta,
   type Reads,
 } from '../autograd/index.js';
 import type { KernelTensor } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
-import { computeDType } from '../tensor/dtype.js';
+import { computeDType, type DType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { numel, type Shape, sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
@@ -49,6 +50,12 @@ function places({ scales }: Branches): { a: number; b: number }[] {
   return scales.map((_, i) => ({ a: 2 + 2 * i, b: 3 + 2 * i }));
 }
 
+/** The dtype of the sum: y's own where that is bf16. */
+export function sumDType(inputs: readonly Meta[]): DType {
+  const [y] = inputs as readonly [Meta];
+  return y.dtype === 'bf16' ? y.dtype : computeDType(inputs.map((m) => m.dtype));
+}
+
 /**
  * y + h B_gᵀ with h = s_g·x A_gᵀ for the adapter g of each row; h is kept where a dB will be asked
  * for. Inputs y, x, then A and B of each adapter.
@@ -59,15 +66,16 @@ export function branchesForward(
   needs: readonly boolean[],
 ): Forward {
   const [y, x] = inputs as readonly [Tensor, Tensor];
-  const dtype = computeDType(inputs.map((t) => t.dtype));
+  const dtype = sumDType(inputs);
   const { backend } = y;
   const owned = attrs.own && y.storage.refs === 1 && y.dtype === dtype;
   const output = owned ? y.alias() : Tensor.empty(backend, y.shape, dtype);
   if (owned) y.storage.version++;
   const kept: Tensor[] = [];
   if (places(attrs).some(({ b }) => needs[b])) {
+    const arithmetic = computeDType(inputs.map((t) => t.dtype));
     const ranks = places(attrs).map(({ a }) => (inputs[a] as Tensor).shape[0] as number);
-    kept.push(Tensor.empty(backend, [...x.shape.slice(0, -1), Math.max(...ranks)], dtype));
+    kept.push(Tensor.empty(backend, [...x.shape.slice(0, -1), Math.max(...ranks)], arithmetic));
   }
   const rows = [y, x].map((t) => seen(t, attrs));
   const made = [output, ...kept].map((t) => seen(t, attrs));
@@ -95,13 +103,15 @@ export function branchesBackward(
   { grad, inputs, needs, input, kept, earlier }: BackwardContext<unknown>,
   attrs: Branches,
 ): (Tensor | null)[] {
-  const { backend, dtype } = grad;
+  const { backend } = grad;
   const factors = places(attrs);
   const modes = new Map<number, number>();
   const gradients = inputs.map((meta, i) => {
     if (i === 0 || !needs[i]) return null;
     const into = earlier(i);
-    const added = into?.dtype === dtype;
+    const dtype = i === 1 ? gradientDType(meta.dtype, grad.dtype) : computeDType([grad.dtype]);
+    // A sum in f32 takes what is added to it, too.
+    const added = into?.dtype === dtype || (i === 1 && into?.dtype === 'f32');
     modes.set(i, added ? 2 : 1);
     return added ? into : Tensor.empty(backend, meta.shape, dtype);
   });
@@ -179,7 +189,7 @@ const addLowRankRowsOp = defineOp<Branches>({
     const shapes = inputs.map((m) => m.shape);
     const [, x] = shapes as [Shape, Shape];
     if (x.length >= 2 && x[0] === groups.length && branchesFit(shapes, scales.length)) {
-      return [{ shape: shapes[0] as Shape, dtype: computeDType(inputs.map((m) => m.dtype)) }];
+      return [{ shape: shapes[0] as Shape, dtype: sumDType(inputs) }];
     }
     throw failure(
       'addLowRankRows',
@@ -242,7 +252,7 @@ export interface RowOptions {
  * y + s_g (x A_gᵀ) B_gᵀ, every row of the batch with its own adapter g: one grouped product of rank
  * r, not a loop over parts of the batch; its gradients are one, too. A row answers the same bits
  * in any company, up to rank 32 those of {@link addLowRank} for its adapter alone.
- * @param y [B, .., out], f32
+ * @param y [B, .., out]; the sum is bf16 where it is
  * @param x [B, .., in]
  * @param factors of each adapter
  * @param groups the adapter of each of the B rows by its place, −1 for none

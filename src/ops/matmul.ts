@@ -1,5 +1,11 @@
 import { defineOp, first, type Meta } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import {
+  type ActivationDType,
+  askedDType,
+  computeDType,
+  type DType,
+  gradientDType,
+} from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { broadcastShapes, numel, type Shape, sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
@@ -20,22 +26,24 @@ interface MatmulAttrs {
 /**
  * alpha·op(a) op(b) outside the graph, as gradients need it; added to `into` in place where that
  * is given, which must have the product's shape.
+ * @param dtype of a new product, f32 or bf16; default the arithmetic's
  */
 export function product(
   a: Tensor,
   b: Tensor,
   { transA = false, transB = false, alpha = 1 }: MatmulOptions & { readonly alpha?: number },
   into: Tensor | null = null,
+  dtype: DType = computeDType([a.dtype, b.dtype]),
 ): Tensor {
   const attrs = [transA ? 1 : 0, transB ? 1 : 0, alpha, into ? 1 : 0];
-  const y = into ?? emptyProduct(a, b, { transA, transB });
+  const y = into ?? emptyProduct(a, b, { transA, transB }, dtype);
   y.backend.run('matmul', [a, b, y], attrs);
   return y;
 }
 
-function emptyProduct(a: Tensor, b: Tensor, attrs: MatmulAttrs): Tensor {
+function emptyProduct(a: Tensor, b: Tensor, attrs: MatmulAttrs, dtype: DType): Tensor {
   const [meta] = inferProduct([a, b], attrs);
-  return Tensor.empty(a.backend, meta.shape, meta.dtype);
+  return Tensor.empty(a.backend, meta.shape, dtype);
 }
 
 function inferProduct([a, b]: readonly Meta[], { transA, transB }: MatmulAttrs): [Meta] {
@@ -160,11 +168,13 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
 interface LinearAttrs {
   /** Whether the weight is stored [in, out]. */
   readonly transposed: boolean;
+  /** Of the result; default f32. */
+  readonly dtype?: ActivationDType;
 }
 
 const linearOp = defineOp<LinearAttrs>({
   name: 'linear',
-  infer: ([x, w, b], { transposed }) => {
+  infer: ([x, w, b], { transposed, dtype: asked = 'f32' }) => {
     const { shape, dtype } = x as Meta;
     const { shape: weight, dtype: wd } = w as Meta;
     const inner = shape.at(-1);
@@ -179,14 +189,15 @@ const linearOp = defineOp<LinearAttrs>({
     if (b && (b.shape.length !== 1 || b.shape[0] !== out)) {
       throw failure('linear', `a bias [${out}]`, shapeText(b.shape));
     }
-    return [{ shape: [...shape.slice(0, -1), out as number], dtype: computeDType([dtype, wd]) }];
+    const made = askedDType(asked, [dtype, wd]);
+    return [{ shape: [...shape.slice(0, -1), out as number], dtype: made }];
   },
   reads: (needs) => ({ inputs: [...(needs[1] ? [0] : []), ...(needs[0] ? [1] : [])] }),
-  forward: ([x, w, b], { transposed }) => {
+  forward: ([x, w, b], { transposed, dtype: asked = 'f32' }) => {
     const rows = x as Tensor;
     const weight = w as Tensor;
     const { backend, shape } = rows;
-    const dtype = computeDType([rows.dtype, weight.dtype]);
+    const dtype = askedDType(asked, [rows.dtype, weight.dtype]);
     const out = weight.shape[transposed ? 1 : 0] as number;
     const y = Tensor.empty(backend, [...shape.slice(0, -1), out], dtype);
     backend.run('linear', b ? [rows, weight, b, y] : [rows, weight, y], [transposed ? 1 : 0]);
@@ -198,8 +209,15 @@ const linearOp = defineOp<LinearAttrs>({
     let dx: Tensor | null = null;
     if (needs[0]) {
       const into = earlier(0);
-      const made = product(dy, input(1), { transB: transposed }, into && flatRows(into));
-      dx = into ?? made.alias((inputs[0] as Meta).shape);
+      const { shape, dtype } = inputs[0] as Meta;
+      const made = product(
+        dy,
+        input(1),
+        { transB: transposed },
+        into && flatRows(into),
+        gradientDType(dtype, grad.dtype),
+      );
+      dx = into ?? made.alias(shape);
     }
     const dw = needs[1] ? weightGradient(dy, flatRows(input(0)), transposed, earlier(1)) : null;
     if (inputs.length === 2) return [dx, dw];
@@ -241,6 +259,11 @@ const linearOp = defineOp<LinearAttrs>({
       attrs: { transposed: true },
     },
     {
+      label: 'to bf16',
+      inputs: [{ shape: [9, 33] }, { shape: [17, 33] }, { shape: [17] }],
+      attrs: { transposed: false, dtype: 'bf16' },
+    },
+    {
       label: 'transposed, nothing in',
       inputs: [{ shape: [3, 0] }, { shape: [0, 5] }, { shape: [5] }],
       attrs: { transposed: true },
@@ -262,6 +285,8 @@ function weightGradient(
 export interface LinearOptions {
   /** The weight is stored [in, out], as GPT-2's are. Default false. */
   readonly transposed?: boolean;
+  /** Of the result: bf16 is rounded once, at the end. Default f32. */
+  readonly dtype?: ActivationDType;
 }
 
 /**
@@ -276,6 +301,7 @@ export function linear(
   bias?: Tensor | null,
   options: LinearOptions = {},
 ): Tensor {
-  const attrs = { transposed: options.transposed ?? false };
+  const { transposed = false, dtype = 'f32' } = options;
+  const attrs = { transposed, dtype };
   return first(linearOp(bias ? [x, w, bias] : [x, w], attrs));
 }

@@ -1,5 +1,5 @@
 import { defineOp, first, type Meta, runKernel } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { type ActivationDType, askedDType, computeDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { sum } from './broadcast.js';
@@ -8,10 +8,12 @@ import { mean } from './reduce.js';
 
 interface NormAttrs {
   readonly eps: number;
+  /** Of the result; default f32. */
+  readonly dtype?: ActivationDType;
 }
 
 function inferNorm(name: string) {
-  return (inputs: readonly Meta[]): Meta[] => {
+  return (inputs: readonly Meta[], { dtype = 'f32' }: NormAttrs): Meta[] => {
     const { shape } = inputs[0] as Meta;
     const width = shape.at(-1);
     for (const m of inputs.slice(1)) {
@@ -19,7 +21,8 @@ function inferNorm(name: string) {
         throw failure(name, `a weight [${width ?? '?'}]`, shapeText(m.shape));
       }
     }
-    return [{ shape, dtype: computeDType(inputs.map((m) => m.dtype)) }];
+    const dtypes = inputs.map((m) => m.dtype);
+    return [{ shape, dtype: askedDType(dtype, dtypes) }];
   };
 }
 
@@ -31,19 +34,13 @@ const rmsNormOp = defineOp<NormAttrs>({
   reads: (needs) => ({ inputs: needs[0] ? [0, 1] : [0] }),
   // x̂ = x·ρ, ρ = 1/√(mean x² + ε): dx = ρ·(w·dy − x̂·mean(w·dy·x̂)), dw = Σ dy·x̂
   backward: ({ grad, attrs, inputs, needs, input }) => {
-    const { backend, shape, dtype } = grad;
+    const { backend, shape } = grad;
+    const dtype = computeDType([grad.dtype]);
+    const dx = { shape, dtype: gradientDType((inputs[0] as Meta).dtype, dtype) };
     const eps = [attrs.eps];
     return [
       needs[0]
-        ? first(
-            runKernel(
-              backend,
-              'rmsNorm.gradInput',
-              [input(0), input(1), grad],
-              [{ shape, dtype }],
-              eps,
-            ),
-          )
+        ? first(runKernel(backend, 'rmsNorm.gradInput', [input(0), input(1), grad], [dx], eps))
         : null,
       needs[1]
         ? first(
@@ -64,18 +61,29 @@ const rmsNormOp = defineOp<NormAttrs>({
   },
   samples: [
     { label: 'odd', inputs: [{ shape: [2, 3, 37] }, { shape: [37] }], attrs: { eps: 1e-6 } },
+    {
+      label: 'to bf16',
+      inputs: [{ shape: [2, 37] }, { shape: [37] }],
+      attrs: { eps: 1e-6, dtype: 'bf16' },
+    },
     { label: 'one', inputs: [{ shape: [1, 1] }, { shape: [1] }], attrs: { eps: 1e-1 } },
     { label: 'empty', inputs: [{ shape: [0, 4] }, { shape: [4] }], attrs: { eps: 1e-5 } },
   ],
 });
+
+/** Settings of the norms. */
+export interface NormOptions {
+  /** Of the result: bf16 is rounded once, at the end. Default f32. */
+  readonly dtype?: ActivationDType;
+}
 
 /**
  * Root-mean-square norm (Zhang and Sennrich, 2019) over the last axis.
  * @param x [.., C]
  * @param weight [C]
  */
-export function rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor {
-  return first(rmsNormOp([x, weight], { eps }));
+export function rmsNorm(x: Tensor, weight: Tensor, eps: number, options: NormOptions = {}): Tensor {
+  return first(rmsNormOp([x, weight], { eps, ...options }));
 }
 
 const layerNormOp = defineOp<NormAttrs>({
@@ -86,21 +94,15 @@ const layerNormOp = defineOp<NormAttrs>({
   reads: (needs) => ({ inputs: needs[0] ? [0, 1] : needs[1] ? [0] : [] }),
   // x̂ = (x − μ)/σ: dx = (w·dy − mean(w·dy) − x̂·mean(w·dy·x̂))/σ, dw = Σ dy·x̂, db = Σ dy
   backward: ({ grad, attrs, inputs, needs, input }) => {
-    const { backend, shape, dtype } = grad;
+    const { backend, shape } = grad;
+    const dtype = computeDType([grad.dtype]);
+    const dx = { shape, dtype: gradientDType((inputs[0] as Meta).dtype, dtype) };
     const eps = [attrs.eps];
     const weight = { shape: (inputs[1] as Meta).shape, dtype };
     const rows = shape.slice(0, -1).map((_, i) => i);
     return [
       needs[0]
-        ? first(
-            runKernel(
-              backend,
-              'layerNorm.gradInput',
-              [input(0), input(1), grad],
-              [{ shape, dtype }],
-              eps,
-            ),
-          )
+        ? first(runKernel(backend, 'layerNorm.gradInput', [input(0), input(1), grad], [dx], eps))
         : null,
       needs[1]
         ? first(runKernel(backend, 'layerNorm.gradWeight', [input(0), grad], [weight], eps))
@@ -118,6 +120,11 @@ const layerNormOp = defineOp<NormAttrs>({
       label: 'odd',
       inputs: [{ shape: [2, 3, 37] }, { shape: [37] }, { shape: [37] }],
       attrs: { eps: 1e-5 },
+    },
+    {
+      label: 'to bf16',
+      inputs: [{ shape: [2, 37] }, { shape: [37] }, { shape: [37] }],
+      attrs: { eps: 1e-5, dtype: 'bf16' },
     },
     {
       label: 'one',
@@ -138,6 +145,12 @@ const layerNormOp = defineOp<NormAttrs>({
  * @param weight [C]
  * @param bias [C]
  */
-export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps: number): Tensor {
-  return first(layerNormOp([x, weight, bias], { eps }));
+export function layerNorm(
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor,
+  eps: number,
+  options: NormOptions = {},
+): Tensor {
+  return first(layerNormOp([x, weight, bias], { eps, ...options }));
 }

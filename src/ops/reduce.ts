@@ -47,7 +47,7 @@ const maxOp = defineOp<{ axis: number }>({
 
 const maxGradOp = defineOp<{ axis: number; shape: Shape }>({
   name: 'max.grad',
-  infer: ([, dy], { shape }) => [{ shape, dtype: (dy as Meta).dtype }],
+  infer: ([, dy], { shape }) => [{ shape, dtype: computeDType([(dy as Meta).dtype]) }],
   encode: ({ axis }) => [axis],
   samples: [
     {

@@ -1,5 +1,5 @@
 import { defineOp, first, type Meta, type Op } from '../autograd/index.js';
-import { computeDType } from '../tensor/dtype.js';
+import { activationDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -29,7 +29,7 @@ const ropeOp: Op<RopeAttrs> = defineOp<RopeAttrs>({
         [shape, p.shape, f.shape].map(shapeText).join(', '),
       );
     }
-    return [{ shape, dtype: computeDType([dtype]) }];
+    return [{ shape, dtype: activationDType([dtype]) }];
   },
   encode: ({ inverse, factor }) => [inverse ? 1 : 0, factor],
   reads: () => ({ inputs: [1, 2] }),

@@ -1,4 +1,5 @@
 import { defineOp, first, type Meta } from '../autograd/index.js';
+import { computeDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { normalAxis, type Shape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -229,7 +230,7 @@ const gatherOp = defineOp<{ axis: number }>({
 
 const gatherGradOp = defineOp<{ axis: number; shape: Shape }>({
   name: 'gather.grad',
-  infer: ([, dy], { shape }) => [{ shape, dtype: (dy as Meta).dtype }],
+  infer: ([, dy], { shape }) => [{ shape, dtype: computeDType([(dy as Meta).dtype]) }],
   encode: ({ axis }) => [axis],
   samples: [
     {

@@ -20,7 +20,7 @@ function overLastAxis(name: string, composed: (x: Tensor) => Tensor): Op<void> {
         grad.backend,
         `${name}.grad`,
         [output(0), grad],
-        [{ shape: grad.shape, dtype: grad.dtype }],
+        [{ shape: grad.shape, dtype: computeDType([grad.dtype]) }],
       ),
     composed: ([x]) => composed(x as Tensor),
     samples: [
@@ -78,7 +78,7 @@ const crossEntropyOp = defineOp<CrossEntropyAttrs>({
       grad.backend,
       'crossEntropy.grad',
       [input(0), input(1), grad],
-      [{ shape: (inputs[0] as Meta).shape, dtype: grad.dtype }],
+      [{ shape: (inputs[0] as Meta).shape, dtype: computeDType([grad.dtype]) }],
       [attrs.ignoreIndex, attrs.labelSmoothing],
     ),
     null,

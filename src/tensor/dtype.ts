@@ -35,6 +35,29 @@ export function computeDType(dtypes: readonly DType[]): DType {
   return dtypes.includes('f64') ? 'f64' : 'f32';
 }
 
+/** What activations may be stored in; see docs/kernels.md. */
+export const ACTIVATION_DTYPES = ['f32', 'bf16'] as const;
+export type ActivationDType = (typeof ACTIVATION_DTYPES)[number];
+
+/**
+ * The dtype in which an op of activations answers: bf16 where all of them are bf16, else that of
+ * arithmetic.
+ */
+export function activationDType(dtypes: readonly DType[]): DType {
+  return dtypes.every((d) => d === 'bf16') ? 'bf16' : computeDType(dtypes);
+}
+
+/** The dtype that was asked for; in f64 arithmetic, the oracle's, f64. */
+export function askedDType(asked: ActivationDType, dtypes: readonly DType[]): DType {
+  const dtype = computeDType(dtypes);
+  return dtype === 'f64' ? dtype : asked;
+}
+
+/** The dtype of an activation's gradient: bf16 as itself, else that of arithmetic. */
+export function gradientDType(activation: DType, upstream: DType): DType {
+  return activation === 'bf16' ? 'bf16' : computeDType([upstream]);
+}
+
 const f32Scratch = new Float32Array(1);
 const u32Scratch = new Uint32Array(f32Scratch.buffer);
 

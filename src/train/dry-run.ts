@@ -59,12 +59,13 @@ export async function dryRun(options: FinetuneOptions): Promise<DryRun> {
     if (plan.finished) throw failure('dry run', 'steps to do', 'a run that has done all of them');
     const { type: _, memory: __, ...start } = plan.startEvent();
     const { first, largest } = extremes(plan);
-    const { optimizer, backend, model, lr, seed, maxGradNorm, gradientCheckpointing } = plan;
+    const { optimizer, backend, model, lr, seed, maxGradNorm, gradientCheckpointing, activations } =
+      plan;
     const end = optimizer.step + Math.min(2, plan.steps - optimizer.step);
     const source = { batch: (step: number) => (step < end - 1 ? first : largest) };
     const steps = train(model, optimizer, source, {
       ...{ steps: end, accumulation: Math.min(2, plan.accumulation) },
-      ...{ lr, seed, maxGradNorm, gradientCheckpointing },
+      ...{ lr, seed, maxGradNorm, gradientCheckpointing, activations },
       ...(options.signal ? { signal: options.signal } : {}),
     });
     for await (const _step of steps);

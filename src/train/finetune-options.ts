@@ -2,7 +2,7 @@ import type { LoraConfig, WideRank } from '../lora/index.js';
 import type { ProblemType } from '../models/classifier.js';
 import type { ScheduleName } from '../optim/index.js';
 import type { Backend, Compute, MemoryBooks, Purpose } from '../tensor/backend.js';
-import type { DType } from '../tensor/dtype.js';
+import type { ActivationDType, DType } from '../tensor/dtype.js';
 import type { ClassifierEvaluation } from './classify.js';
 import type { Evaluation } from './evaluate.js';
 import type { StepEvent } from './trainer.js';
@@ -82,6 +82,12 @@ export interface FinetuneOptions {
    * an error where it would do nothing. Default: the backend's, which is `exact` at first.
    */
   readonly compute?: Compute;
+  /**
+   * What products, norms and attention within a block hand on and keep for backward: bf16 takes half
+   * the memory, and is what PyTorch's autocast has, too. The sum of the blocks, the loss and
+   * everything trained stay f32. Default f32.
+   */
+  readonly activations?: ActivationDType;
   /** As of `setProducts`: on `cuda`, products of f32 may round to TF32. Default false. */
   readonly tf32?: boolean;
   /**

@@ -12,6 +12,7 @@ import {
 } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { CudaBackend } from '../tensor/cuda.js';
+import type { ActivationDType } from '../tensor/dtype.js';
 import { getBackend } from '../tensor/registry.js';
 import { BestWeights } from './best.js';
 import type { AnyEvaluation, FinetuneOptions, StartEvent } from './finetune-options.js';
@@ -55,6 +56,7 @@ export interface Plan extends Trainee {
   readonly warmupSteps: number;
   readonly maxGradNorm: number;
   readonly gradientCheckpointing: boolean;
+  readonly activations: ActivationDType;
   readonly accumulation: number;
   readonly seed: number;
   readonly evalEvery: number;
@@ -191,7 +193,7 @@ function assemble(
   task: Task,
   made: TraineeOptions & { readonly dry: boolean },
 ): Plan {
-  const { modelDir, dataFile, out } = options;
+  const { modelDir, dataFile, out, activations = 'f32' } = options;
   const { backend, checkpoint } = made;
   const { seqLength, counts, measure, ...data } = task.batches(trainee.model);
   const steps = countSteps(options, s, counts.examples);
@@ -206,6 +208,7 @@ function assemble(
     ...(options.loraPlus === undefined ? {} : { loraPlus: options.loraPlus }),
     ...(options.keepBest ? { keepBest: choiceOf(options, evalEvery) } : {}),
     ...(options.dtype === undefined ? {} : { dtype: options.dtype }),
+    ...(activations === 'f32' ? {} : { activations }),
     ...(backend.compute === 'exact' ? {} : { compute: backend.compute }),
     ...productSettings(backend),
     ...{ ...trained, steps, warmupSteps, seqLength, backend: backend.name },
@@ -217,7 +220,7 @@ function assemble(
   return {
     ...trainee,
     ...trained,
-    ...{ out, backend, optimizer, source, measure, settings, steps, warmupSteps },
+    ...{ activations, out, backend, optimizer, source, measure, settings, steps, warmupSteps },
     ...{ evalEvery, saveEvery, finished, stateDir: stateFolder(out) },
     ...(best ? { best } : {}),
     // Not a setting that a resumed run must share: it changes no bit.

@@ -1,5 +1,6 @@
 import { PROBLEM_TYPES } from '../models/classifier.js';
 import { SCHEDULES } from '../optim/index.js';
+import { ACTIVATION_DTYPES } from '../tensor/dtype.js';
 import { failure, nearest, onlyKnown } from '../tensor/errors.js';
 import type { FinetuneOptions } from './finetune-options.js';
 
@@ -30,6 +31,7 @@ const SETTINGS: readonly string[] = Object.keys({
   threads: true,
   dtype: true,
   compute: true,
+  activations: true,
   tf32: true,
   batchInvariant: true,
   evalEvery: true,
@@ -118,6 +120,9 @@ export function settle(options: FinetuneOptions) {
   checkName('schedule', s.schedule, SCHEDULES);
   if (options.problemType !== undefined) {
     checkName('problemType', options.problemType, PROBLEM_TYPES);
+  }
+  if (options.activations !== undefined) {
+    checkName('activations', options.activations, ACTIVATION_DTYPES);
   }
   checkTogether(options, s.evalEvery);
   return s;

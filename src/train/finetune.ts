@@ -130,7 +130,7 @@ async function* training(
   let at = performance.now();
   let tokensBefore = plan.tokensSeen();
   const { steps, lr, schedule, warmupSteps, maxGradNorm, accumulation, seed } = plan;
-  const { gradientCheckpointing } = plan;
+  const { gradientCheckpointing, activations } = plan;
   const stream = train(plan.model, plan.optimizer, plan.source, {
     steps,
     lr,
@@ -138,6 +138,7 @@ async function* training(
     warmupSteps,
     maxGradNorm,
     gradientCheckpointing,
+    activations,
     accumulation,
     seed,
     graphs: true,

@@ -53,7 +53,7 @@ inline AttentionCall attentionCall(const Call& args, size_t& at) {
   AttentionCall s = attentionInputs(args, 2, at);
   args.shaped(at, {s.b, s.t, s.h, s.d});
   args.shaped(at + 1, {s.b, s.h, s.t});
-  args.out(at);
+  args.activations(at);
   args.out(at + 1);
   return s;
 }
@@ -66,7 +66,7 @@ inline AttentionCall attentionGradCall(const Call& args, size_t& at) {
   args.shaped(at + 1, {s.b, s.h, s.t});
   args.shaped(at + 2, {s.b, s.t, s.h, s.d});
   for (size_t i = 0; i < 3; i++) args.sameShape(i, at + 3 + i);
-  for (size_t i = 0; i < 3; i++) args.out(at + 3 + i);
+  for (size_t i = 0; i < 3; i++) args.activations(at + 3 + i);
   return s;
 }
 

@@ -72,10 +72,11 @@ inline Block sliceBlock(const Call& args) {
   return b;
 }
 
-// x into the part of y that begins at the attributes; of one dtype, or any floating x onto f32.
+// x into the part of y that begins at the attributes; of one dtype, or any floating x onto f32 or
+// bf16.
 inline Block partBlock(const Call& args, bool widened = false) {
   args.atLeast(2, 0);
-  const View &x = args[0], &y = widened ? args.out(1) : args.writable(1);
+  const View &x = args[0], &y = widened ? args.activations(1) : args.writable(1);
   Block b = blockOf(y, x, x);
   b.to += partOffset(args, y, x);
   if (widened) {

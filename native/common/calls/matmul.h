@@ -34,7 +34,7 @@ inline void batchSteps(const Call& args, size_t i, int64_t* steps) {
 
 inline MatmulCall matmulCall(const Call& args) {
   args.counts(3, 4);
-  const View &a = args[0], &b = args[1], &y = args.out(2);
+  const View &a = args[0], &b = args[1], &y = args.activations(2);
   MatmulCall c = {};
   c.transA = args.integer(0, 0, 1) != 0;
   c.transB = args.integer(1, 0, 1) != 0;
@@ -73,7 +73,7 @@ inline LinearCall linearCall(const Call& args) {
   EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
   args.counts(args.count, args.attrCount ? 1 : 0);
   bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
-  const View &x = args[0], &w = args[1], &y = args.out(biased ? 3 : 2);
+  const View &x = args[0], &w = args[1], &y = args.activations(biased ? 3 : 2);
   EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
          x.describe() + " and " + w.describe());
   EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",

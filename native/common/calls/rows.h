@@ -50,7 +50,6 @@ struct RopeCall {
   int64_t tokens, heads, d, half;
   double sign, factor;
   const int32_t* positions;
-  float* y;
 };
 
 inline RopeCall ropeCall(const Call& args) {
@@ -64,17 +63,17 @@ inline RopeCall ropeCall(const Call& args) {
   EXPECT(args, args[2].rank == 1 && 2 * args[2].count <= x.dims[3],
          "inverse frequencies for at most D/2 pairs", args[2].describe());
   args.sameShape(0, 3);
-  float* y = args.out(3).as<float>();
+  args.activations(3);
   double sign = args.integer(0, 0, 1) ? -1 : 1;
   return {x.dims[0] * x.dims[1], x.dims[2], x.dims[3], args[2].count, sign,
-          args.attrs[1],         positions, y};
+          args.attrs[1],         positions};
 }
 
 // x [rows, n]; y, dx or dw in `out`.
 struct NormRows {
   int64_t rows, n;
   double eps;
-  float* out;
+  const View& out;
 };
 
 // Tensor i is [n].
@@ -83,8 +82,8 @@ inline void checkNormVector(const Call& args, size_t i) {
   args.shaped(i, {args[0].last()});
 }
 
-inline NormRows normRows(const Call& args, size_t out) {
-  return {args[0].rows(), args[0].last(), args.attrs[0], args.out(out).as<float>()};
+inline NormRows normRows(const Call& args, const View& out) {
+  return {args[0].rows(), args[0].last(), args.attrs[0], out};
 }
 
 // x, w and, of a layer norm, b to y.
@@ -94,7 +93,7 @@ inline NormRows normCall(const Call& args, bool biased) {
   for (size_t i = 0; i < out; i++) args.floating(i);
   for (size_t i = 1; i < out; i++) checkNormVector(args, i);
   args.sameShape(0, out);
-  return normRows(args, out);
+  return normRows(args, args.activations(out));
 }
 
 // x, w and dy to dx.
@@ -104,7 +103,7 @@ inline NormRows normGradInput(const Call& args) {
   checkNormVector(args, 1);
   args.sameShape(0, 2);
   args.sameShape(0, 3);
-  return normRows(args, 3);
+  return normRows(args, args.activations(3));
 }
 
 // x and dy to dw.
@@ -113,7 +112,7 @@ inline NormRows normGradWeight(const Call& args) {
   for (size_t i = 0; i < 2; i++) args.floating(i);
   args.sameShape(0, 1);
   checkNormVector(args, 2);
-  return normRows(args, 2);
+  return normRows(args, args.out(2));
 }
 
 // Logits [n, v] and a label a row.

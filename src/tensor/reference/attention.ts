@@ -71,7 +71,7 @@ function attention(call: Call): void {
   call.counts(x.tensors + 2, 5);
   call.expectShape(x.tensors, [B, T, H, D]);
   call.expectShape(x.tensors + 1, [B, H, T]);
-  const y = call.out(x.tensors);
+  const y = call.activations(x.tensors);
   const lse = call.out(x.tensors + 1);
   const scores = new Float64Array(S);
   const sums = new Float64Array(D);
@@ -136,9 +136,9 @@ function attentionGrad(call: Call): void {
       }
     }
   });
-  call.out(first + 3).set(dq);
-  call.out(first + 4).set(dk);
-  call.out(first + 5).set(dv);
+  call.activations(first + 3).set(dq);
+  call.activations(first + 4).set(dk);
+  call.activations(first + 5).set(dv);
 }
 
 export const attentionKernels: Kernels = { attention, 'attention.grad': attentionGrad };

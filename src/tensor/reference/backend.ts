@@ -130,13 +130,10 @@ export class ReferenceBackend implements Backend {
   run(kernel: string, tensors: readonly KernelTensor[], attrs: readonly number[]): void {
     const body = KERNELS.get(kernel);
     if (!body) throw failure(kernel, 'a kernel of the reference backend', 'none');
-    body(
-      new Call(
-        kernel,
-        tensors.map((t) => this.#arg(kernel, t)),
-        attrs,
-      ),
-    );
+    const args = tensors.map((t) => this.#arg(kernel, t));
+    const call = new Call(kernel, args, attrs);
+    body(call);
+    call.settle();
   }
 
   memory(): MemoryBooks {

@@ -4,6 +4,7 @@ import {
   dtypeBytes,
   f16ToNumber,
   isFloat,
+  numberToBf16,
   type TypedArray,
   viewOf,
 } from '../dtype.js';
@@ -46,6 +47,8 @@ function widen(bits: Uint16Array, dtype: 'f16' | 'bf16'): Float32Array {
 
 /** One call of a kernel: its tensors and attributes, and the checks that each kernel repeats. */
 export class Call {
+  readonly #rounded: { readonly bits: Uint16Array; readonly values: Float32Array }[] = [];
+
   constructor(
     readonly name: string,
     readonly args: readonly Arg[],
@@ -136,6 +139,22 @@ export class Call {
     const { dtype } = this.arg(i);
     if (dtype !== 'f32' && dtype !== 'f64') throw this.error(`output ${i} of dtype f32`, dtype);
     return this.#writable(i) as Floats;
+  }
+
+  /** The elements of an output of activations: f32, f64, or bf16, which {@link settle} rounds to. */
+  activations(i: number): Floats {
+    if (this.arg(i).dtype !== 'bf16') return this.out(i);
+    const bits = this.#writable(i) as Uint16Array;
+    const values = widen(bits, 'bf16');
+    this.#rounded.push({ bits, values });
+    return values;
+  }
+
+  /** Writes what stands in outputs of bf16, once, at the kernel's end. */
+  settle(): void {
+    for (const { bits, values } of this.#rounded) {
+      for (let i = 0; i < bits.length; i++) bits[i] = numberToBf16(values[i] as number);
+    }
   }
 
   /** The elements of an output of indices. */

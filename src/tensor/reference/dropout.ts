@@ -11,7 +11,7 @@ function dropout(call: Call): void {
   const step = call.integer(3, 0, 2 ** 32 - 1);
   if (!(p >= 0 && p <= 1)) throw call.error('p of 0…1', String(p));
   const x = call.floats(0);
-  const y = call.out(1);
+  const y = call.activations(1);
   const k0 = seed >>> 0;
   const k1 = Math.floor(seed / 2 ** 32) >>> 0;
   const words = new Uint32Array(4);

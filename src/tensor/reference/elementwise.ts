@@ -15,7 +15,7 @@ function unary(f: (x: number) => number): Kernel {
 function mapTo(call: Call, f: (x: number) => number): void {
   call.expectSame(0, 1);
   const x = call.floats(0);
-  const y = call.out(1);
+  const y = call.activations(1);
   for (let i = 0; i < y.length; i++) y[i] = f(x[i] as number);
 }
 
@@ -81,7 +81,7 @@ function chain(call: Call, derivative: (x: number) => number): void {
   call.expectSame(0, 1, 2);
   const x = call.floats(0);
   const dy = call.floats(1);
-  const dx = call.out(2);
+  const dx = call.activations(2);
   for (let i = 0; i < dx.length; i++) dx[i] = derivative(x[i] as number) * (dy[i] as number);
 }
 
@@ -98,7 +98,7 @@ function swiglu(call: Call): void {
   call.expectSame(0, 1, 2);
   const gate = call.floats(0);
   const up = call.floats(1);
-  const y = call.out(2);
+  const y = call.activations(2);
   for (let i = 0; i < y.length; i++) y[i] = silu(gate[i] as number) * (up[i] as number);
 }
 
@@ -109,8 +109,8 @@ function swigluGrad(call: Call): void {
   const gate = call.floats(0);
   const up = call.floats(1);
   const dy = call.floats(2);
-  const dgate: Floats = call.out(3);
-  const dup: Floats = call.out(4);
+  const dgate: Floats = call.activations(3);
+  const dup: Floats = call.activations(4);
   for (let i = 0; i < dgate.length; i++) {
     const g = gate[i] as number;
     dgate[i] = siluGrad(g) * (up[i] as number) * (dy[i] as number);

@@ -66,7 +66,7 @@ function addLowRankRows(call: Call): void {
     call.expectShape(last + 1, [...call.shape(1).slice(0, -1), most]);
     kept = call.out(last + 1).fill(0);
   }
-  const [y, x, z] = [call.floats(0), call.floats(1), call.out(last)];
+  const [y, x, z] = [call.floats(0), call.floats(1), call.activations(last)];
   z.set(y);
   eachRow(call, adapters, adapters, (row, group) => {
     const factor = factors[group];
@@ -113,9 +113,9 @@ class Tensors {
   }
 
   /** An output, to be summed in doubles: from zero where it is not added to what is there. */
-  output(mode: number, shape: Shape): Matrix {
+  output(mode: number, shape: Shape, activations = false): Matrix {
     const i = this.#next++;
-    const to = this.call.out(i);
+    const to = activations ? this.call.activations(i) : this.call.out(i);
     const sum = mode === WRITTEN ? new Float64Array(to.length) : Float64Array.from(to);
     this.#outputs.push([to, sum]);
     return { data: sum, width: this.#width(i, shape) };
@@ -164,7 +164,7 @@ function gradientTensors(call: Call, adapters: number) {
     const b = modeX !== NONE || m.a !== NONE ? tensors.input([out, inner > 0 ? rank : -1]) : null;
     return { a, b };
   });
-  const dx = modeX !== NONE ? tensors.output(modeX, [...batch, inner]) : null;
+  const dx = modeX !== NONE ? tensors.output(modeX, [...batch, inner], true) : null;
   const grads = modes.map((m, g) => {
     const rank = sides[g]?.b?.width ?? -1;
     const a = m.a !== NONE ? tensors.output(m.a, [rank, inner]) : null;

@@ -132,7 +132,7 @@ function matmul(call: Call): void {
   call.expectShape(2, [...batch, m, n]);
   const a = call.floats(0);
   const b = call.floats(1);
-  const y = call.out(2);
+  const y = call.activations(2);
   panelA = grown(panelA, m * k);
   panelB = grown(panelB, n * k);
   // Offsets in whole matrices; a matrix that repeats along the batch is packed once.
@@ -182,7 +182,7 @@ function linear(call: Call): void {
   dotRows(
     panelA,
     panelB,
-    call.out(last),
+    call.activations(last),
     0,
     { m, n, k },
     { alpha: 1, accumulate: false, bias: bias ? call.floats(2) : null },

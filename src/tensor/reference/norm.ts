@@ -28,7 +28,7 @@ function rmsNorm(call: Call): void {
   call.expectShape(1, [width]);
   const x = call.floats(0);
   const w = call.floats(1);
-  const y = call.out(2);
+  const y = call.activations(2);
   for (let r = 0; r < rows; r++) {
     const at = r * width;
     const inv = inverseRms(x, at, width, call.attr(0));
@@ -45,7 +45,7 @@ function rmsNormGradInput(call: Call): void {
   const x = call.floats(0);
   const w = call.floats(1);
   const dy = call.floats(2);
-  const dx = call.out(3);
+  const dx = call.activations(3);
   for (let r = 0; r < rows; r++) {
     const at = r * width;
     const inv = inverseRms(x, at, width, call.attr(0));
@@ -89,7 +89,7 @@ function layerNorm(call: Call): void {
   const x = call.floats(0);
   const w = call.floats(1);
   const b = call.floats(2);
-  const y = call.out(3);
+  const y = call.activations(3);
   for (let r = 0; r < rows; r++) {
     const at = r * width;
     const { mean, inv } = moments(x, at, width, call.attr(0));
@@ -108,7 +108,7 @@ function layerNormGradInput(call: Call): void {
   const x = call.floats(0);
   const w = call.floats(1);
   const dy = call.floats(2);
-  const dx = call.out(3);
+  const dx = call.activations(3);
   for (let r = 0; r < rows; r++) {
     const at = r * width;
     const { mean, inv } = moments(x, at, width, call.attr(0));

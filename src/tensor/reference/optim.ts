@@ -7,7 +7,7 @@ function accumulate(call: Call): void {
   call.counts(2, 0);
   call.expectSame(0, 1);
   const x = call.floats(0);
-  const y = call.out(1);
+  const y = call.activations(1);
   for (let i = 0; i < y.length; i++) y[i] = (y[i] as number) + (x[i] as number);
 }
 

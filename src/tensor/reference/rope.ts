@@ -20,7 +20,7 @@ function rope(call: Call): void {
   const x = call.floats(0);
   const positions = call.ints(1);
   const invFreq = call.floats(2);
-  const y = call.out(3);
+  const y = call.activations(3);
   const direction = call.flag(0) ? -1 : 1;
   const factor = call.attr(1);
   const cos = new Float64Array(half);

@@ -61,7 +61,7 @@ function sliceGradAdd(call: Call): void {
   const cut = call.shape(0);
   const { offset, strides } = partIn(call, call.shape(1), cut);
   const dy = call.floats(0);
-  const dx = call.out(1);
+  const dx = call.activations(1);
   for (let i = 0; i < dy.length; i++) {
     let rest = i;
     let at = offset;

@@ -61,6 +61,26 @@ bool refuses(const char* where) {
   return wish && std::strcmp(wish, where) == 0;
 }
 
+inline float widened(uint16_t bits) {
+  uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+inline float elementOf(const void* data, bool brain, int64_t i) {
+  return brain ? widened(static_cast<const uint16_t*>(data)[i])
+               : static_cast<const float*>(data)[i];
+}
+
+// To nearest even; a NaN stays one.
+inline uint16_t roundedToBrain(float value) {
+  uint32_t u;
+  std::memcpy(&u, &value, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
 struct Matrix {
   const Layout* l;
   const char* data;
@@ -73,10 +93,7 @@ struct Matrix {
     if (l->type == 0) return reinterpret_cast<const float*>(data)[place];
     uint16_t bits = reinterpret_cast<const uint16_t*>(data)[place];
     if (l->type == 2) return __half2float(__ushort_as_half(bits));
-    uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
+    return widened(bits);
   }
 };
 
@@ -92,7 +109,11 @@ int check(const Desc* desc, const Layout* a, const Layout* b, const Layout* c, c
     if (!o || o->magic != kMagic) return kInvalid;
   }
   bool f32 = a->type == 0;
-  if (a->type != b->type || c->type != 0 || d->type != 0 || desc->scale != 0) return kNotSupported;
+  // A result of bf16 is for factors of bf16.
+  bool brain = a->type == 14 && d->type == 14;
+  if (a->type != b->type || c->type != d->type || !(d->type == 0 || brain) || desc->scale != 0) {
+    return kNotSupported;
+  }
   if (desc->compute != 68 && !(desc->compute == 77 && f32)) return kNotSupported;
   Matrix left = matrix(a, nullptr, get<int32_t>(desc, 3, 0));
   Matrix right = matrix(b, nullptr, get<int32_t>(desc, 4, 0));
@@ -222,17 +243,23 @@ EXPORT int cublasLtMatmul(void* handle, void* desc, const void* alpha, const voi
   Matrix left = matrix(static_cast<Layout*>(aLayout), a, get<int32_t>(op, 3, 0));
   Matrix right = matrix(static_cast<Layout*>(bLayout), b, get<int32_t>(op, 4, 0));
   float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-  const float* bias = get<uint32_t>(op, 7, 1) == 4 ? get<const float*>(op, 8, nullptr) : nullptr;
+  const void* bias = get<uint32_t>(op, 7, 1) == 4 ? get<const void*>(op, 8, nullptr) : nullptr;
+  bool brain = y->type == 14;  // a bias is of the result's type
   for (int64_t n = 0; n < left.batch; n++) {
-    float* to = static_cast<float*>(d) + n * get<int64_t>(y, 6, 0);
+    int64_t first = n * get<int64_t>(y, 6, 0);
     for (int64_t j = 0; j < y->cols; j++) {
       for (int64_t i = 0; i < y->rows; i++) {
         float sum = 0;
         for (int64_t k = 0; k < left.cols(); k++) sum += left.at(n, i, k) * right.at(n, k, j);
-        float& at = to[i + j * y->ld];
+        int64_t at = first + i + j * y->ld;
         float value = scale * sum;
-        if (keep != 0) value += keep * at;
-        at = bias ? value + bias[i] : value;
+        if (keep != 0) value += keep * elementOf(d, brain, at);
+        if (bias) value += elementOf(bias, brain, i);
+        if (brain) {
+          static_cast<uint16_t*>(d)[at] = roundedToBrain(value);
+        } else {
+          static_cast<float*>(d)[at] = value;
+        }
       }
     }
   }
