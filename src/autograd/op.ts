@@ -1,7 +1,7 @@
 import type { Backend } from '../tensor/backend.js';
 import { isFloat } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
-import { pushTracker } from '../tensor/lifetime.js';
+import { popTracker, pushTracker } from '../tensor/lifetime.js';
 import { sameShape } from '../tensor/shape.js';
 import { type Meta, Tensor } from '../tensor/tensor.js';
 import { LeafNode, OpNode } from './graph.js';
@@ -226,14 +226,20 @@ function runForward<A>(
 ): Forward {
   const tracker = pushTracker();
   const before = setRecording(false);
-  let made: Forward | undefined;
+  let made: Forward;
   try {
     made = (spec.forward as NonNullable<typeof spec.forward>)(inputs, attrs, needs);
-    return made;
+  } catch (error) {
+    endScope(tracker, undefined);
+    throw error;
   } finally {
     setRecording(before);
-    endScope(tracker, made);
   }
+  const around = popTracker();
+  made.output.handOver(tracker, around);
+  if (made.kept) for (const t of made.kept) t.handOver(tracker, around);
+  Tensor.disposeAll(tracker);
+  return made;
 }
 
 /**

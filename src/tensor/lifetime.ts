@@ -5,7 +5,9 @@ import type { Tensor } from './tensor.js';
  * tracker and its place in the list.
  */
 export interface Tracker {
-  readonly tensors: Tensor[];
+  readonly tensors: (Tensor | undefined)[];
+  /** Tensors held; places behind are empty, and stay for the next scope. */
+  count: number;
 }
 
 // One for each depth, used again by the next scope of that depth: every op opens one or two.
@@ -21,7 +23,7 @@ export function currentTracker(): Tracker | null {
 export function pushTracker(): Tracker {
   let next = trackers[depth];
   if (!next) {
-    next = { tensors: [] };
+    next = { tensors: [], count: 0 };
     trackers[depth] = next;
   }
   depth++;

@@ -142,8 +142,12 @@ export class Tensor implements KernelTensor {
   }
 
   /** Frees what an ended scope still holds. */
-  static disposeAll({ tensors }: Tracker): void {
-    for (let t = tensors.pop(); t; t = tensors.pop()) {
+  static disposeAll(tracker: Tracker): void {
+    const { tensors } = tracker;
+    while (tracker.count > 0) {
+      const at = --tracker.count;
+      const t = tensors[at] as Tensor;
+      tensors[at] = undefined;
       t.#tracker = null;
       t.dispose();
     }
@@ -224,14 +228,17 @@ export class Tensor implements KernelTensor {
 
   #enter(tracker: Tracker): void {
     this.#tracker = tracker;
-    this.#place = tracker.tensors.length;
-    tracker.tensors.push(this);
+    this.#place = tracker.count;
+    tracker.tensors[tracker.count++] = this;
   }
 
   /** The last one takes its place. */
   #leave(): void {
-    const { tensors } = this.#tracker as Tracker;
-    const last = tensors.pop() as Tensor;
+    const tracker = this.#tracker as Tracker;
+    const { tensors } = tracker;
+    const at = --tracker.count;
+    const last = tensors[at] as Tensor;
+    tensors[at] = undefined;
     if (last !== this) {
       tensors[this.#place] = last;
       last.#place = this.#place;
