@@ -14,93 +14,143 @@ using namespace tiles;
 namespace {
 
 struct Softmax {
-  float top[kQueries];
+  float top[kQueries], shrink[kQueries];
   double sum[kQueries];
+
+  void start(int64_t rows) {
+    std::fill_n(top, rows, -kInfinity);
+    std::fill_n(sum, rows, 0.0);
+  }
 };
 
-// Weights of row i against its largest score so far; what y [queries, D] holds is shrunk to it. Of
-// `all` columns those that are not seen become 0.
-void weighRow(const Shape& s, const IsaTable& isa, int64_t i, Range seen, Range all, Softmax& soft,
-              float* y, Scratch& w) {
-  const float* row = w.scores + i * kKeys;
-  float* p = w.weights + i * kKeys;
-  float before = soft.top[i], best = std::max(before, isa.maxOf(row + seen.from, seen.size()));
-  // With nothing seen so far the shift is 0 and every weight exp(-inf) = 0 (or NaN stays NaN).
-  float shift = best == -kInfinity ? 0.0f : best;
-  double part = isa.expSum(row + seen.from, 1.0f, shift, p + seen.from, seen.size());
-  clearUnseen(p, seen, all);
-  if (best != before && before != -kInfinity) {
-    float shrink = std::exp(before - best);
-    soft.sum[i] *= shrink;
-    isa.affine(y + i * s.queryRow(), shrink, 0.0f, y + i * s.queryRow(), s.d);
+// A worker's memory: a tile of scores and of weights, the queries' block and its result; `kept`
+// tiles of a key head, turned keys and values; and a tile of values without the hidden ones.
+struct Scratch {
+  int64_t tile, kept;
+  float *scores, *weights, *q, *y, *finite, *clean, *keys, *values, *gemm;
+  Fetch fetch = {};  // what the next block reads and writes
+
+  static int64_t flags(int64_t kept) { return (kept + 15) / 16 * 16; }
+  static int64_t size(const Shape& s, int64_t kept, int64_t gemm) {
+    return 2 * kQueries * kKeys + 2 * s.block() + flags(kept) + (2 * kept + 1) * s.tile() + gemm;
   }
-  soft.sum[i] += part;
-  soft.top[i] = best;
+  Scratch(const Shape& s, int64_t kept, float* base) : tile(s.tile()), kept(kept), scores(base) {
+    weights = scores + kQueries * kKeys;
+    q = weights + kQueries * kKeys;
+    y = q + s.block();
+    finite = y + s.block();  // of a tile: 1 if its values have no NaN and no infinity
+    clean = finite + flags(kept);
+    keys = clean + tile;
+    values = keys + kept * tile;
+    gemm = values + kept * tile;
+  }
+  // Where the tile of keys from k0 lies.
+  int64_t place(int64_t k0) const { return k0 / kKeys % kept; }
+  float* keysAt(int64_t k0) const { return keys + place(k0) * tile; }
+  float* valuesAt(int64_t k0) const { return values + place(k0) * tile; }
+};
+
+bool finiteRows(const Shape& s, const IsaTable& isa, const float* v, int64_t rows) {
+  for (int64_t j = 0; j < rows; j++) {
+    if (!isa.allFinite(v + j * s.keyRow(), s.d)) return false;
+  }
+  return true;
 }
 
-// y += p v for row i where a hidden p of 0 must not meet a NaN or infinity of v.
-void multiplyRow(const Shape& s, Range seen, int64_t i, const float* v, float* y,
-                 const Scratch& w) {
-  for (int64_t j = seen.from; j < seen.to; j++) {
-    if (w.scores[i * kKeys + j] == -kInfinity) continue;
-    float p = w.weights[i * kKeys + j];
-    for (int64_t e = 0; e < s.d; e++) y[e] += p * v[j * s.keyRow() + e];
+// Packs the tiles of one key head.
+void packHead(const Shape& s, const IsaTable& isa, const float* k, const float* v, Range keys,
+              Scratch& w) {
+  for (int64_t k0 = keys.from / kKeys * kKeys; k0 < keys.to; k0 += kKeys) {
+    int64_t n = std::min(kKeys, s.length - k0), at = k0 * s.keyRow();
+    isa.attention.turn(k + at, s.keyRow(), n, s.d, w.keysAt(k0));
+    isa.attention.take(v + at, s.keyRow(), n, s.d, kKeys, w.valuesAt(k0));
+    w.finite[w.place(k0)] = finiteRows(s, isa, v + at, n) ? 1 : 0;
   }
 }
 
-// Whether the values of a tile have no NaN and no infinity.
-bool finiteTile(const Shape& s, const IsaTable& isa, const Tile& t, const float* v, Scratch& w) {
-  float& known = w.finite[w.place(t.k0)];
-  if (known < 0) {
-    known = 1;
-    for (int64_t j = 0; j < t.keys && known > 0; j++) {
-      if (!isa.allFinite(v + (t.k0 + j) * s.keyRow(), s.d)) known = 0;
+// The scores that the mask hides become -inf. Says whether there were any.
+bool hide(const Shape& s, int64_t batch, const Tile& t, Range keys, float* scores) {
+  bool any = false;
+  if (!s.mask) return any;
+  const uint8_t* seen = s.mask + batch * s.s + t.k0;
+  for (int64_t j = keys.from; j < keys.to; j++) {
+    if (seen[j]) continue;
+    any = true;
+    for (int64_t i = 0; i < t.queries; i++) scores[i * kKeys + j] = -kInfinity;
+  }
+  return any;
+}
+
+// y += p v for one row where a hidden p of 0 must not meet a NaN or infinity of v; y and v in
+// chunks.
+void multiplyRow(const Shape& s, const IsaTable& isa, const float* scores, const float* weights,
+                 Span seen, const float* v, float* y, Scratch& w) {
+  for (int64_t c = 0; c < s.chunks(); c++) {
+    int64_t at = c * kKeys * kTileChannels;
+    for (int64_t j = seen.from; j < seen.to; j++) {
+      const float* row = v + at + j * kTileChannels;
+      float* to = w.clean + at + j * kTileChannels;
+      if (scores[j] == -kInfinity) {
+        std::fill_n(to, kTileChannels, 0.0f);
+      } else {
+        std::copy_n(row, kTileChannels, to);
+      }
     }
   }
-  return known > 0;
+  isa.attention.times(weights, &seen, 1, w.clean, s.d, y, &w.fetch);
 }
 
-// What row i holds becomes its result.
-void settle(const IsaTable& isa, const Softmax& soft, int64_t i, float* row, int64_t d,
-            float* lse) {
-  double sum = soft.sum[i];
-  if (sum != 0) isa.affine(row, static_cast<float>(1 / sum), 0.0f, row, d);
-  *lse =
-      sum == 0 ? -kInfinity : static_cast<float>(static_cast<double>(soft.top[i]) + std::log(sum));
+// What each row holds becomes its result.
+void settle(const IsaTable& isa, const Softmax& soft, int64_t rows, int64_t d, const float* from,
+            float* y, int64_t row, float* lse) {
+  float scale[kQueries];
+  for (int64_t i = 0; i < rows; i++) {
+    double sum = soft.sum[i];
+    scale[i] = sum == 0 ? 1.0f : static_cast<float>(1 / sum);
+    lse[i] = sum == 0 ? -kInfinity
+                      : static_cast<float>(static_cast<double>(soft.top[i]) + std::log(sum));
+  }
+  isa.attention.put(from, kQueries, rows, d, scale, false, y, row);
+}
+
+void shrinkRow(const Shape& s, const IsaTable& isa, float by, float* y) {
+  for (int64_t c = 0; c < s.chunks() && by != 1; c++) {
+    float* row = y + c * kQueries * kTileChannels;
+    isa.affine(row, by, 0.0f, row, std::min(kTileChannels, s.d - c * kTileChannels));
+  }
 }
 
 // k and v at the key head's first row; y and q at the query head's first row of the block.
 void forwardBlock(const Shape& s, const IsaTable& isa, int64_t batch, int64_t q0, const float* q,
                   const float* k, const float* v, float* y, float* lse, Scratch& w) {
+  const AttentionKernels& a = isa.attention;
   int64_t queries = std::min(kQueries, s.t - q0);
   Softmax soft;
-  for (int64_t i = 0; i < queries; i++) {
-    soft.top[i] = -kInfinity;
-    soft.sum[i] = 0;
-    std::fill_n(y + i * s.queryRow(), s.d, 0.0f);
-  }
+  Span seen[kQueries];
+  soft.start(queries);
+  a.take(q, s.queryRow(), queries, s.d, kQueries, w.q);
+  std::fill_n(w.y, s.block(), 0.0f);
   eachTile(s, q0, [&](const Tile& t) {
-    if (w.kept < s.tiles()) packHead(s, isa, k, v, {t.k0, t.k0 + t.keys}, false, w);
-    bool whole = t.whole(s);
-    eachStrip(s, isa, t, [&](const Strip& strip) {
-      bool hidden = score(s, isa, batch, t, strip, q, w) || !whole;
-      for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
-        weighRow(s, isa, i, t.seen(s, i), strip.seen, soft, y, w);
-      }
-      if (hidden && !finiteTile(s, isa, t, v, w)) {
-        for (int64_t i = strip.row; i < strip.row + strip.rows; i++) {
-          multiplyRow(s, t.seen(s, i), i, v + t.k0 * s.keyRow(), y + i * s.queryRow(), w);
-        }
-      } else {
-        multiply(isa, strip.rows, {0, s.d}, strip.seen, w.weights + strip.row * kKeys, kKeys,
-                 {w.valuesAt(t.k0), t.keys}, y + strip.row * s.queryRow(), s.queryRow(), 1.0f, true,
-                 w.gemm);
-      }
-    });
+    Range any = t.seenByAny(s);
+    if (w.kept < s.tiles()) packHead(s, isa, k, v, {t.k0, t.k0 + t.keys}, w);
+    t.spans(s, seen);
+    a.scores(w.q, w.keysAt(t.k0), seen, queries, s.d, s.scale, w.scores, &w.fetch);
+    bool hidden = hide(s, batch, t, any, w.scores) || !t.whole(s);
+    a.weigh(w.scores, seen, queries, w.weights, soft.top, soft.sum, soft.shrink);
+    for (int64_t i = 0; i < queries; i++) {
+      shrinkRow(s, isa, soft.shrink[i], w.y + i * kTileChannels);
+    }
+    const float* values = w.valuesAt(t.k0);
+    if (!hidden || w.finite[w.place(t.k0)] != 0) {
+      a.times(w.weights, seen, queries, values, s.d, w.y, &w.fetch);
+      return;
+    }
+    for (int64_t i = 0; i < queries; i++) {
+      multiplyRow(s, isa, w.scores + i * kKeys, w.weights + i * kKeys, seen[i], values,
+                  w.y + i * kTileChannels, w);
+    }
   });
-  for (int64_t i = 0; i < queries; i++) {
-    settle(isa, soft, i, y + i * s.queryRow(), s.d, lse + i);
-  }
+  settle(isa, soft, queries, s.d, w.y, y, s.queryRow(), lse);
 }
 
 // c [m, n] = alpha a b (+ c) for a few rows and a b that is read where it lies; k within one block.
@@ -118,7 +168,8 @@ void fewRows(const IsaTable& isa, GemmTask t, float alpha, bool accumulate, floa
 
 // Whether a call is a single query that the heads of a key head may ask together.
 bool single(const Shape& s, const IsaTable& isa) {
-  return s.t == 1 && s.ratio() <= isa.product.turnedRows && s.d <= isa.product.depth(s.d);
+  int64_t most = std::min(isa.product.turnedRows, kQueries);
+  return s.t == 1 && s.ratio() <= most && s.d <= isa.product.depth(s.d);
 }
 
 // Asks for rows of a head that are read next: they lie apart, so that the processor does not by
@@ -134,41 +185,52 @@ void fetchRows(const float* at, int64_t rows, int64_t step, int64_t d) {
 void forwardOne(const Shape& s, const IsaTable& isa, int64_t batch, const float* q, const float* k,
                 const float* v, float* y, float* lse, Scratch& w) {
   int64_t heads = s.ratio(), row = s.keyRow();
-  Shape one = s;  // its rows of y stand as the heads do
-  one.h = 1;
+  float* pack = w.q;
   Softmax soft;
-  for (int64_t i = 0; i < heads; i++) {
-    soft.top[i] = -kInfinity;
-    soft.sum[i] = 0;
-    std::fill_n(y + i * s.d, s.d, 0.0f);
-  }
+  Span seen[kQueries];
+  soft.start(heads);
+  std::fill_n(y, heads * s.d, 0.0f);
   eachTile(s, 0, [&](const Tile& t) {
-    Range seen = t.seen(s, 0);
-    if (seen.size() <= 0) return;
-    w.finite[w.place(t.k0)] = -1;
+    Range r = t.seen(s, 0);
+    if (r.size() <= 0) return;
+    std::fill_n(seen, heads, Span{static_cast<int32_t>(r.from), static_cast<int32_t>(r.to)});
     const float *kAt = k + t.k0 * row, *vAt = v + t.k0 * row;
-    float *scores = w.scores, *weights = w.weights;
-    fetchRows(vAt + seen.from * row, seen.size(), row, s.d);
+    fetchRows(vAt + r.from * row, r.size(), row, s.d);
     fewRows(isa,
-            gemmTask(heads, seen.size(), s.d, {q, 0, s.d, 1}, {kAt + seen.from * row, 0, 1, row},
-                     scores + seen.from, kKeys),
-            s.scale, false, w.q, w.gemm);
-    bool hidden = hide(s, batch, t, {0, heads, seen, seen}, w) || !seen.whole(t.keys);
+            gemmTask(heads, r.size(), s.d, {q, 0, s.d, 1}, {kAt + r.from * row, 0, 1, row},
+                     w.scores + r.from, kKeys),
+            s.scale, false, pack, w.gemm);
+    Tile all = t;
+    all.queries = heads;
+    bool hidden = hide(s, batch, all, r, w.scores) || !r.whole(t.keys);
     // The next tile of keys, or the next head's first one.
     int64_t end = t.k0 + t.keys, first = s.first(0) / kKeys * kKeys;
     const float* then = end < s.length ? k + end * row : k + s.d + first * row;
     fetchRows(then, std::min(s.length - (end < s.length ? end : first), kKeys), row, s.d);
-    for (int64_t i = 0; i < heads; i++) weighRow(one, isa, i, seen, seen, soft, y, w);
-    if (hidden && !finiteTile(s, isa, t, v, w)) {
-      for (int64_t i = 0; i < heads; i++) multiplyRow(s, seen, i, vAt, y + i * s.d, w);
+    isa.attention.weigh(w.scores, seen, heads, w.weights, soft.top, soft.sum, soft.shrink);
+    for (int64_t i = 0; i < heads; i++) {
+      if (soft.shrink[i] != 1) isa.affine(y + i * s.d, soft.shrink[i], 0.0f, y + i * s.d, s.d);
+    }
+    if (!hidden || finiteRows(s, isa, vAt, t.keys)) {
+      fewRows(isa,
+              gemmTask(heads, s.d, r.size(), {w.weights + r.from, 0, kKeys, 1},
+                       {vAt + r.from * row, 0, row, 1}, y, s.d),
+              1.0f, true, pack, w.gemm);
       return;
     }
-    fewRows(isa,
-            gemmTask(heads, s.d, seen.size(), {weights + seen.from, 0, kKeys, 1},
-                     {vAt + seen.from * row, 0, row, 1}, y, s.d),
-            1.0f, true, w.dy, w.gemm);
+    isa.attention.take(vAt, row, t.keys, s.d, kKeys, w.values);
+    for (int64_t i = 0; i < heads; i++) {
+      isa.attention.take(y + i * s.d, s.d, 1, s.d, kQueries, w.y);
+      multiplyRow(s, isa, w.scores + i * kKeys, w.weights + i * kKeys, seen[i], w.values, w.y, w);
+      isa.attention.put(w.y, kQueries, 1, s.d, nullptr, false, y + i * s.d, s.d);
+    }
   });
-  for (int64_t i = 0; i < heads; i++) settle(isa, soft, i, y + i * s.d, s.d, lse + i);
+  for (int64_t i = 0; i < heads; i++) {
+    double sum = soft.sum[i];
+    if (sum != 0) isa.affine(y + i * s.d, static_cast<float>(1 / sum), 0.0f, y + i * s.d, s.d);
+    lse[i] = sum == 0 ? -kInfinity
+                      : static_cast<float>(static_cast<double>(soft.top[i]) + std::log(sum));
+  }
 }
 
 // Query blocks of a key head's query heads, `per` of them a task, so that every thread has some.
@@ -183,44 +245,61 @@ void attention(const Args& args) {
   size_t at;
   Shape s = {attentionCall(args, at)};
   Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
-  Activations result(args, args[at]);
-  float *y = result, *lse = args[at + 1].as<float>();
+  float *y = args[at].as<float>(), *lse = args[at + 1].as<float>();
   const IsaTable& isa = *args.context.isa;
-  int64_t blocks = (s.t + kQueries - 1) / kQueries, all = blocks * s.ratio();
+  int64_t blocks = s.blocks(), all = blocks * s.ratio();
   int64_t per = blocksPerTask(s, blocks, args.context.threads), tasks = (all + per - 1) / per;
   // A single block packs its tiles one after the other.
   bool one = single(s, isa);
   int64_t kept = per > 1 && !one ? s.tiles() : std::min<int64_t>(s.tiles(), 1);
-  int64_t size = Scratch::size(s, isa, kept, one ? 0 : 2);
+  int64_t size = Scratch::size(s, kept, one ? isa.product.scratch : 0);
   Workspace held(args.context.memory,
                  static_cast<uint64_t>(size * args.context.threads) * sizeof(float));
   float* scratch = held.as<float>();
   if (one) {
     args.context.rows(
         s.b * s.g, s.ratio() * s.length * s.d / 4, [&](int64_t from, int64_t to, int worker) {
-          Scratch w(s, isa, kept, scratch + worker * size);
+          Scratch w(s, kept, scratch + worker * size);
           for (int64_t i = from; i < to; i++) {
             int64_t batch = i / s.g, group = i % s.g, head = batch * s.h + group * s.ratio();
-            int64_t keyAt = (batch * s.s * s.g + group) * s.d;
+            int64_t keyAt = s.key(batch, group);
             forwardOne(s, isa, batch, q + head * s.d, k + keyAt, v + keyAt, y + head * s.d,
                        lse + head, w);
           }
         });
-    result.settle();
     return;
   }
+  auto blockAt = [&](int64_t task, int64_t i) {
+    int64_t head = task / tasks % s.g * s.ratio() + i % s.ratio();
+    return s.query(task / tasks / s.g, head) + i / s.ratio() * kQueries * s.queryRow();
+  };
+  // What block i of a task reads and writes; a task's first one comes with its keys and values.
+  auto fetch = [&](int64_t task, int64_t i, Fetch& f) {
+    f.count = 0;
+    if (i >= std::min((task % tasks + 1) * per, all)) i = ++task % tasks * per;
+    if (task >= s.b * s.g * tasks) return;
+    int64_t rows = std::min(kQueries, s.t - i / s.ratio() * kQueries), at = blockAt(task, i);
+    fetchHead(f, y + at, s.queryRow(), rows, s.d);
+    if (i == task % tasks * per) {
+      int64_t first = s.key(task / tasks / s.g, task / tasks % s.g);
+      int64_t keys = std::min(s.length, kKeys);
+      fetchHead(f, v + first, s.keyRow(), keys, s.d);
+      fetchHead(f, k + first, s.keyRow(), keys, s.d);
+    }
+    fetchHead(f, q + at, s.queryRow(), rows, s.d);
+  };
   auto run = [&](int64_t task, int worker) {
-    Scratch w(s, isa, kept, scratch + worker * size);
+    Scratch w(s, kept, scratch + worker * size);
     int64_t group = task / tasks % s.g, batch = task / tasks / s.g;
     int64_t from = task % tasks * per, to = std::min(from + per, all);
     int64_t last = std::min(((to - 1) / s.ratio() + 1) * kQueries, s.t) - 1;
-    const float* kAt = k + (batch * s.s * s.g + group) * s.d;
-    const float* vAt = v + (batch * s.s * s.g + group) * s.d;
+    const float *kAt = k + s.key(batch, group), *vAt = v + s.key(batch, group);
     Range keys = {s.first(from / s.ratio() * kQueries), s.last(last)};
-    if (kept == s.tiles()) packHead(s, isa, kAt, vAt, keys, false, w);
+    if (kept == s.tiles()) packHead(s, isa, kAt, vAt, keys, w);
     for (int64_t i = from; i < to; i++) {
       int64_t q0 = i / s.ratio() * kQueries, head = group * s.ratio() + i % s.ratio();
-      int64_t qAt = ((batch * s.t + q0) * s.h + head) * s.d;
+      int64_t qAt = blockAt(task, i);
+      fetch(task, i + 1, w.fetch);
       forwardBlock(s, isa, batch, q0, q + qAt, kAt, vAt, y + qAt,
                    lse + (batch * s.h + head) * s.t + q0, w);
     }
@@ -229,7 +308,6 @@ void attention(const Args& args) {
                     [&](int64_t from, int64_t to, int worker) {
                       for (int64_t i = from; i < to; i++) run(i, worker);
                     });
-  result.settle();
 }
 
 }  // namespace

@@ -94,6 +94,65 @@ struct RankMerge {
   bool past;  // whether y is too large for the caches and is written past them
 };
 
+// A tile of attention, and the channels of a row that lie together.
+constexpr int64_t kTileQueries = 64, kTileKeys = 128, kTileChannels = 64;
+
+// What a row sees or is seen by: [from, to) of a tile.
+struct Span {
+  int32_t from, to;
+};
+
+// Rows of memory that will be read or written soon, `step` bytes apart, each of some cache lines.
+struct FetchRows {
+  const char* at;
+  int64_t step, rows, lines;
+};
+// Asked for from the last on, a few rows with each block of a product.
+struct Fetch {
+  FetchRows list[8];
+  int count;
+};
+
+// A tile of the gradient: q and dy in chunks, keys and values turned, P and dS [queries, keys].
+struct AttentionTile {
+  const float *q, *dy, *keys, *values;
+  const float *lse, *delta;  // of each query; delta times scale
+  const float* mask;         // of each key, 0 where it is hidden; or null
+  const Span *seen, *kept;   // keys of each query: what strips are cut to, and what is not hidden
+  int64_t queries, d;
+  float scale;
+  bool partial;  // whether anything is hidden
+  float *p, *ds;
+  Fetch* fetch;
+};
+
+// Attention within a tile; see simd/attention.h, which says how rows lie in its scratch memory.
+struct AttentionKernels {
+  int64_t panel;  // keys of a panel of turned ones
+  // Rows of x [rows, d] into chunks of chunkRows rows; and back, scaled by row, or added.
+  void (*take)(const float* x, int64_t step, int64_t rows, int64_t d, int64_t chunkRows, float* to);
+  void (*put)(const float* from, int64_t chunkRows, int64_t rows, int64_t d, const float* scale,
+              bool add, float* x, int64_t step);
+  // Panels of the turned rows of x [rows, d].
+  void (*turn)(const float* x, int64_t step, int64_t rows, int64_t d, float* to);
+  // to [rows, keys] = scale q k' where seen
+  void (*scores)(const float* q, const float* keys, const Span* seen, int64_t rows, int64_t d,
+                 float scale, float* to, Fetch* fetch);
+  // Weights e^(score - top), 0 where not seen; top and sum go on from what they were, and what
+  // counted before is worth `shrink` of it.
+  void (*weigh)(const float* scores, const Span* seen, int64_t rows, float* weights, float* top,
+                double* sum, float* shrink);
+  // c [queries, d] += p b and c [keys, d] += p' b, cut to what is seen or sees
+  void (*times)(const float* p, const Span* seen, int64_t queries, const float* b, int64_t d,
+                float* c, Fetch* fetch);
+  void (*turnedTimes)(const float* p, const Span* seeing, int64_t keys, const float* b, int64_t d,
+                      float* c, Fetch* fetch);
+  void (*gradTile)(const AttentionTile* tile);
+  // out[i] = scale * the sum of a b over row i
+  void (*rowDots)(const float* a, const float* b, int64_t step, int64_t rows, int64_t d,
+                  float scale, float* out);
+};
+
 struct AdamWStep {
   float decay, beta1, oneMinusBeta1, beta2, oneMinusBeta2, stepSize, rootCorrection, eps, gradScale;
 };
@@ -181,6 +240,8 @@ struct IsaTable {
                     int64_t cols, float* g, int64_t gStep, bool add, bool ahead);
   // y = w + p q, rounded to y's type; whether all of it is finite
   bool (*rankMerge)(const RankMerge* task, int64_t rows);
+
+  AttentionKernels attention;
 };
 
 // The tables this processor can run, best first; the generic one is always there.

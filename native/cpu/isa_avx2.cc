@@ -112,6 +112,7 @@ inline void stream(uint16_t* p, vhh v) { _mm256_stream_si256((__m256i*)p, (__m25
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/attention.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
 #include "simd/turn.h"

@@ -43,6 +43,7 @@ inline void stream(uint16_t* p, vhh v) { _mm512_stream_si512((__m512i*)p, (__m51
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/attention.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
 #include "simd/turn.h"

@@ -20,6 +20,7 @@ constexpr const char* kIsaName = "generic";
 #include "simd/maps.h"
 #include "simd/rows.h"
 #include "simd/gemm.h"
+#include "simd/attention.h"
 #include "simd/lowrank.h"
 #include "simd/merge.h"
 #include "simd/turn.h"

@@ -43,4 +43,5 @@ const IsaTable LOWRANK_TABLE = {
     rankUp,
     rankOuter,
     rankMerge,
+    kAttention,
 };
