@@ -245,7 +245,8 @@ void attention(const Args& args) {
   size_t at;
   Shape s = {attentionCall(args, at)};
   Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
-  float *y = args[at].as<float>(), *lse = args[at + 1].as<float>();
+  Activations result(args, args[at]);
+  float *y = result, *lse = args[at + 1].as<float>();
   const IsaTable& isa = *args.context.isa;
   int64_t blocks = s.blocks(), all = blocks * s.ratio();
   int64_t per = blocksPerTask(s, blocks, args.context.threads), tasks = (all + per - 1) / per;
@@ -267,6 +268,7 @@ void attention(const Args& args) {
                        lse + head, w);
           }
         });
+    result.settle();
     return;
   }
   auto blockAt = [&](int64_t task, int64_t i) {
@@ -308,6 +310,7 @@ void attention(const Args& args) {
                     [&](int64_t from, int64_t to, int worker) {
                       for (int64_t i = from; i < to; i++) run(i, worker);
                     });
+  result.settle();
 }
 
 }  // namespace

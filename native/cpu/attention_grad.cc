@@ -234,9 +234,10 @@ void attentionGrad(const Args& args) {
   Shape s = {attentionGradCall(args, at)};
   Floats q = floats(args, 0), k = floats(args, 1), v = floats(args, 2);
   Floats y = floats(args, at), lse = floats(args, at + 1), dy = floats(args, at + 2);
-  auto out = [&](size_t i) { return args[at + 3 + i].as<float>(); };
-  Gradient g = {q, k, v, y, lse, dy, out(0), out(1), out(2)};
+  Activations dq(args, args[at + 3]), dk(args, args[at + 4]), dv(args, args[at + 5]);
+  Gradient g = {q, k, v, y, lse, dy, dq, dk, dv};
   backward(args, s, g);
+  for (Activations* gradient : {&dq, &dk, &dv}) gradient->settle();
 }
 
 }  // namespace lowrank
