@@ -9,6 +9,7 @@ import { cast } from '../src/ops/index.js';
 import { AdamW } from '../src/optim/index.js';
 import type { Backend } from '../src/tensor/backend.js';
 import { ones, zeros } from '../src/tensor/create.js';
+import type { ActivationDType } from '../src/tensor/dtype.js';
 import { normal } from '../src/tensor/random.js';
 import { Tensor } from '../src/tensor/tensor.js';
 
@@ -88,6 +89,8 @@ export interface StepSettings {
   readonly labelShare?: number;
   /** Gradient checkpointing by block. Default false. */
   readonly checkpointing?: boolean;
+  /** Of activations within a block. Default f32. */
+  readonly activations?: ActivationDType;
 }
 
 /** A model that can take steps. */
@@ -179,7 +182,8 @@ export function frozenModel(model: string, dtype: 'f32' | 'bf16', backend: Backe
 
 /** Builds a model and what trains it. */
 export function buildStep(settings: StepSettings, backend: Backend): StepWork {
-  const { batch, seq, mode, rank, dtype, labelShare = 1, checkpointing = false } = settings;
+  const { batch, seq, mode, rank, dtype, labelShare = 1 } = settings;
+  const { checkpointing = false, activations = 'f32' } = settings;
   const { config, targets } = shapeOf(settings.model);
   const model = buildCausalLM(config, randomSource(backend, mode, dtype));
   const base = new Map(model.namedParameters());
@@ -202,7 +206,7 @@ export function buildStep(settings: StepSettings, backend: Backend): StepWork {
     ...{ model, optimizer, batch: tokens },
     step: () => {
       const loss = scope(() => {
-        const context = { seed: 1, step: 0, checkpoint: checkpointing };
+        const context = { seed: 1, step: 0, checkpoint: checkpointing, activations };
         const result = withTraining(context, () => model.loss(tokens).loss);
         backward(result);
         return result.item();

@@ -3,8 +3,8 @@
  *
  * usage: npm run bench:step -- --model gpt2|smollm2-135m|tiny|FILE.json [--mode lora|full]
  *   [--batch 4] [--seq 128] [--rank 8] [--dtype f32|bf16] [--steps 8] [--label-share 1]
- *   [--threads N] [--isa NAME] [--compute exact|bf16] [--checkpointing] [--warmup N]
- *   [--profile] [--peak] [--json]
+ *   [--threads N] [--isa NAME] [--compute exact|bf16] [--activations f32|bf16] [--checkpointing]
+ *   [--warmup N] [--profile] [--peak] [--json]
  *
  * In place of the result, --profile prints each kernel's calls and time, and what JavaScript takes;
  * --peak what is alive when a step's memory is at its peak. Steps before the measured ones: two,
@@ -30,6 +30,7 @@ const { values } = parseArgs({
     threads: { type: 'string', default: String(cpus().length) },
     isa: { type: 'string' },
     compute: { type: 'string', default: 'exact' },
+    activations: { type: 'string', default: 'f32' },
     checkpointing: { type: 'boolean', default: false },
     warmup: { type: 'string' },
     profile: { type: 'boolean', default: false },
@@ -51,7 +52,9 @@ function positive(option: Count, otherwise = 1): number {
   return Number.isSafeInteger(n) && n > 0 ? n : refuse(option, 'a whole number above 0', text);
 }
 
-function oneOf<T extends string>(option: 'mode' | 'dtype' | 'compute', names: readonly T[]): T {
+type Choice = 'mode' | 'dtype' | 'compute' | 'activations';
+
+function oneOf<T extends string>(option: Choice, names: readonly T[]): T {
   const found = names.find((n) => n === values[option]);
   return found ?? refuse(option, names.join(' or '), values[option]);
 }
@@ -72,6 +75,7 @@ const settings: StepSettings = {
   dtype: oneOf('dtype', ['f32', 'bf16'] as const),
   labelShare,
   checkpointing: values.checkpointing,
+  activations: oneOf('activations', ['f32', 'bf16'] as const),
 };
 const steps = positive('steps');
 const threads = positive('threads');
