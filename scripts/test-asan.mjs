@@ -26,6 +26,7 @@ const DEFAULT_PATTERNS = [
   'test/attention-one',
   'test/optim',
   'test/adamw-each',
+  'test/one-pass',
   'test/determinism',
   'test/threads',
   'test/laws',

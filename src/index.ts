@@ -212,6 +212,7 @@ export * as ops from './ops/index.js';
 export {
   AdamW,
   type AdamWOptions,
+  Clipping,
   clipFactor,
   decayGroups,
   gradientNorm,
