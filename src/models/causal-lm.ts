@@ -336,17 +336,18 @@ function pickRows(hidden: Tensor, rows: Int32Array): Tensor {
 export function shiftedLabels(batch: TokenBatch): { rows: Int32Array; labels: Int32Array } {
   const { labels, batch: B, length: T } = batch;
   if (!labels) throw failure('loss', 'a batch with labels', 'none');
-  const rows: number[] = [];
-  const values: number[] = [];
+  const rows = new Int32Array(B * T);
+  const values = new Int32Array(B * T);
+  let count = 0;
   for (let b = 0; b < B; b++) {
-    for (let t = 0; t + 1 < T; t++) {
-      const label = labels[b * T + t + 1] as number;
+    for (let at = b * T; at + 1 < (b + 1) * T; at++) {
+      const label = labels[at + 1] as number;
       if (label === -100) continue;
-      rows.push(b * T + t);
-      values.push(label);
+      rows[count] = at;
+      values[count++] = label;
     }
   }
-  return { rows: Int32Array.from(rows), labels: Int32Array.from(values) };
+  return { rows: rows.slice(0, count), labels: values.slice(0, count) };
 }
 
 /** What each position is to predict: the label after it, −100 at the end; and how many count. */
@@ -370,7 +371,8 @@ function checkBatch(batch: TokenBatch, vocabSize: number): void {
       lengths.map((a) => a.length).join(', '),
     );
   }
-  for (const id of inputIds) {
+  for (let i = 0; i < inputIds.length; i++) {
+    const id = inputIds[i] as number;
     if (id < 0 || id >= vocabSize) {
       throw failure(
         'model',

@@ -1,6 +1,7 @@
 import { defineOp, first, type Meta, runKernel, type Sample } from '../autograd/index.js';
 import { activationDType, computeDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
+import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 
 interface AttentionAttrs {
@@ -26,7 +27,7 @@ function inferAttention(inputs: readonly Meta[], { keyLength }: AttentionAttrs):
     k.shape.length === 4 &&
     b === B &&
     d === D &&
-    shapeText(v.shape) === shapeText(k.shape) &&
+    sameShape(v.shape, k.shape) &&
     (H as number) % (G as number) === 0;
   if (!fits) {
     throw failure(
@@ -35,10 +36,7 @@ function inferAttention(inputs: readonly Meta[], { keyLength }: AttentionAttrs):
       [q, k, v].map((m) => shapeText(m.shape)).join(', '),
     );
   }
-  if (
-    mask &&
-    (mask.dtype !== 'u8' || shapeText(mask.shape) !== shapeText([B as number, S as number]))
-  ) {
+  if (mask && (mask.dtype !== 'u8' || !sameShape(mask.shape, [B as number, S as number]))) {
     throw failure(
       'attention',
       `a u8 mask ${shapeText([B as number, S as number])}`,

@@ -47,8 +47,11 @@ function binary(
     name,
     infer: inferBinary(name),
     reads: (needs) => ({ inputs: reads(needs) }),
-    backward: (ctx) =>
-      gradient(ctx).map((g, i) => (g ? sumTo(g, (ctx.inputs[i] as Meta).shape) : null)),
+    backward: (ctx) => {
+      const [da, db] = gradient(ctx);
+      const [a, b] = ctx.inputs as readonly [Meta, Meta];
+      return [da ? sumTo(da, a.shape) : null, db ? sumTo(db, b.shape) : null];
+    },
     samples: binarySamples,
   });
 }

@@ -40,7 +40,8 @@ export function checkShape(where: string, shape: Shape): void {
 }
 
 /** The shape of `a` and `b` broadcast together by NumPy's rule. */
-export function broadcastShapes(where: string, a: Shape, b: Shape): number[] {
+export function broadcastShapes(where: string, a: Shape, b: Shape): Shape {
+  if (sameShape(a, b)) return a;
   const rank = Math.max(a.length, b.length);
   const out = new Array<number>(rank);
   for (let i = 0; i < rank; i++) {
