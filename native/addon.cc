@@ -16,7 +16,7 @@ namespace {
 
 using namespace lowrank;
 
-constexpr const char* kContract = "6";  // of docs/kernels.md
+constexpr const char* kContract = "7";  // of docs/kernels.md
 constexpr size_t kMinCommands = 4096;
 constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
 
@@ -320,6 +320,42 @@ Napi::Value readBytes(const Napi::CallbackInfo& info) {
   });
 }
 
+// readLater(handle, offset, bytes): the number of a copy under way.
+Napi::Value readLater(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    const Memory::Buffer& buffer =
+        state.engine->memory().at(natural(info, 0, "readLater", "a handle"), "readLater");
+    uint64_t offset = natural(info, 1, "readLater", "a byte offset");
+    uint64_t bytes = natural(info, 2, "readLater", "a number of bytes");
+    if (offset > buffer.bytes || bytes > buffer.bytes - offset) {
+      fail("readLater", "a range within " + std::to_string(buffer.bytes) + " bytes",
+           std::to_string(bytes) + " bytes at " + std::to_string(offset));
+    }
+    uint64_t read = state.engine->readLater(buffer.data + offset, bytes);
+    return Napi::Number::New(env, static_cast<double>(read));
+  });
+}
+
+Napi::Value takeRead(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    uint64_t read = natural(info, 0, "takeRead", "a copy under way");
+    Napi::Value v = info.Length() > 1 ? info[1] : env.Undefined();
+    if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+      throw TypeError("[takeRead] expected a Uint8Array, received " + describe(v));
+    }
+    Napi::Uint8Array into = v.As<Napi::Uint8Array>();
+    state.engine->takeRead(read, into.Data(), into.ElementLength());
+    return env.Undefined();
+  });
+}
+
+Napi::Value dropRead(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    state.engine->dropRead(natural(info, 0, "dropRead", "a copy under way"));
+    return env.Undefined();
+  });
+}
+
 Napi::Value map(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     std::string path = text(info, 0, "map", "a path");
@@ -475,6 +511,9 @@ void fill(Napi::Env env, Napi::Object target, Session* session) {
   add("retag", retag);
   add("write", writeBytes);
   add("read", readBytes);
+  add("readLater", readLater);
+  add("takeRead", takeRead);
+  add("dropRead", dropRead);
   add("map", map);
   add("memory", memory);
   add("resetPeak", resetPeak);

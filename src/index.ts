@@ -228,6 +228,7 @@ export {
 } from './optim/index.js';
 export type { Backend, Compute, MemoryBooks, Purpose } from './tensor/backend.js';
 export { type CreateOptions, full, ones, tensor, zeros } from './tensor/create.js';
+export { Deferred } from './tensor/deferred.js';
 export type { DType } from './tensor/dtype.js';
 export { BACKENDS, defaultBackend, getBackend, setDefaultBackend } from './tensor/registry.js';
 export type { Shape } from './tensor/shape.js';

@@ -24,6 +24,13 @@ class Engine {
   // Copies between the backend's memory and the host's; the host's may be reused when they return.
   virtual void write(char* to, const void* from, size_t bytes) = 0;
   virtual void read(void* to, const char* from, size_t bytes) = 0;
+  // A copy to the host that nobody waits for yet: its number, until takeRead() or dropRead(). A
+  // backend whose calls are done when they return has none.
+  virtual uint64_t readLater(const char*, size_t) {
+    fail("readLater", "the cuda backend", "another");
+  }
+  virtual void takeRead(uint64_t, void*, size_t) {}
+  virtual void dropRead(uint64_t) {}
 
   // The instruction set or the card in use, and those there are.
   virtual std::string device() const = 0;
@@ -70,6 +77,6 @@ class Engine {
 using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
 
 // Raised with every change to what this header, memory.h, call.h and view.h lay out.
-constexpr int kEngineContract = 4;
+constexpr int kEngineContract = 5;
 
 }  // namespace lowrank

@@ -7,6 +7,7 @@
 #include "blas.h"
 #include "context.h"
 #include "graph.h"
+#include "reads.h"
 
 namespace lowrank {
 
@@ -97,6 +98,20 @@ class CudaEngine : public Engine {
     cudaCheck("read", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context_.stream));
     cudaCheck("read", cudaStreamSynchronize(context_.stream));
     throwFault();
+  }
+  uint64_t readLater(const char* from, size_t bytes) override {
+    enter();
+    graphs_.spoil("a copy to the host within the step");
+    return reads_.begin(from, bytes, context_.stream);
+  }
+  void takeRead(uint64_t read, void* to, size_t bytes) override {
+    enter();
+    reads_.take(read, to, bytes);
+    throwFault();
+  }
+  void dropRead(uint64_t read) override {
+    enter();
+    reads_.drop(read);
   }
 
   void beginRecord() override {
@@ -202,6 +217,7 @@ class CudaEngine : public Engine {
     cudaSetDevice(c.device);
     if (c.stream) cudaStreamSynchronize(c.stream);
     graphs_.close();
+    reads_.close();
     c.memory.close();
     if (c.fault) cudaFreeHost(c.fault);
     if (c.stream) cudaStreamDestroy(c.stream);
@@ -214,6 +230,8 @@ class CudaEngine : public Engine {
 
   void throwFault() {
     if (*const_cast<volatile int*>(&context_.fault->kernel) == 0) return;
+    // Calls that are queued already may ask for it: an update must change nothing.
+    cudaStreamSynchronize(context_.stream);
     Fault fault = *context_.fault;
     *context_.fault = {};
     const char* what = static_cast<FaultKind>(fault.kind) == FaultKind::id ? "ids" : "labels";
@@ -224,6 +242,7 @@ class CudaEngine : public Engine {
 
   CudaContext context_;
   Graphs graphs_;
+  Reads reads_;
   std::vector<const char*> names_;
 };
 

@@ -1,3 +1,4 @@
+import { Deferred } from '../tensor/deferred.js';
 import { failure } from '../tensor/errors.js';
 import { Tensor } from '../tensor/tensor.js';
 
@@ -31,9 +32,12 @@ function sumsOfSquares(tensors: readonly Tensor[]): Tensor {
   }
 }
 
-/** √Σ of sums of squares. Waits for the backend. */
-const normOf = (sums: Tensor): number =>
-  Math.sqrt(sums.toNumbers().reduce((total, sum) => total + sum, 0));
+/** √Σ of sums of squares. */
+const rootOf = (sums: ArrayLike<number>): number =>
+  Math.sqrt(Array.from(sums).reduce((total, sum) => total + sum, 0));
+
+/** The same of a tensor. Waits for the backend. */
+const normOf = (sums: Tensor): number => rootOf(sums.toNumbers());
 
 /**
  * The Euclidean norm of the gradients of these tensors taken together; those without one count 0.
@@ -113,6 +117,11 @@ export class Clipping {
     return normOf(this.#sums);
   }
 
+  /** The norm and the factor on their way: a GPU goes on until one of them is asked for. */
+  later(): ClippingFigures {
+    return new ClippingFigures(this.#sums, this.factor);
+  }
+
   dispose(): void {
     this.#sums.dispose();
     this.factor.dispose();
@@ -120,5 +129,31 @@ export class Clipping {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** What a {@link Clipping} found; reading it waits for the backend, making it does not. */
+export class ClippingFigures {
+  readonly #sums: Deferred;
+  readonly #factor: Deferred;
+
+  constructor(sums: Tensor, factor: Tensor) {
+    this.#sums = new Deferred(sums);
+    this.#factor = new Deferred(factor);
+  }
+
+  /** The norm of the gradients before clipping. */
+  norm(): number {
+    return rootOf(this.#sums.values());
+  }
+
+  /** What the gradients were multiplied by; NaN where nothing was changed. */
+  factor(): number {
+    return this.#factor.values()[0] as number;
+  }
+
+  dispose(): void {
+    this.#sums.dispose();
+    this.#factor.dispose();
   }
 }

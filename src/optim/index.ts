@@ -1,5 +1,5 @@
 export { AdamW, type AdamWOptions, type ParameterGroup } from './adamw.js';
-export { Clipping, clipFactor, gradientNorm } from './clip.js';
+export { Clipping, ClippingFigures, clipFactor, gradientNorm } from './clip.js';
 export { decayGroups, type LoraPlusOptions, loraPlusGroups } from './groups.js';
 export { type Group, Optimizer, type OptimizerOptions } from './optimizer.js';
 export {

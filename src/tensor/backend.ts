@@ -51,6 +51,14 @@ export type Compute = (typeof COMPUTES)[number];
 /** A buffer of a backend: a positive integer that the backend looks up and checks. */
 export type Handle = number;
 
+/** Bytes on their way from a backend. */
+export interface Download {
+  /** Waits for them; once. */
+  take(): Uint8Array;
+  /** Gives them up, or does nothing once they are taken. */
+  drop(): void;
+}
+
 /** A contiguous row-major view of a buffer, as a kernel takes it. A `Tensor` is one. */
 export interface KernelTensor {
   readonly storage: { readonly handle: Handle };
@@ -80,6 +88,11 @@ export interface Backend {
   upload(handle: Handle, byteOffset: number, bytes: Uint8Array): void;
   /** Fills `into` from the buffer at `byteOffset`. */
   download(handle: Handle, byteOffset: number, into: Uint8Array): void;
+  /**
+   * Begins to copy `bytes` from the buffer at `byteOffset`, as they are after the calls so far, and
+   * does not wait. Not there where a kernel is done when its call returns.
+   */
+  downloadLater?(handle: Handle, byteOffset: number, bytes: number): Download;
   /** A whole file as one read-only frozen buffer, memory-mapped where the backend can. */
   mapFile(path: string): { readonly handle: Handle; readonly bytes: number };
   /** Runs a kernel: inputs first, outputs last; outputs are complete when it returns. */

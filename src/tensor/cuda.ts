@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import type { Download, Handle } from './backend.js';
 import { failure } from './errors.js';
 import { loadAddon, NativeBackend } from './native.js';
 import { PACKAGE_ROOT } from './package-root.js';
@@ -18,6 +19,10 @@ export class CudaBackend extends NativeBackend {
       ...(options.batchInvariant ? ['batch-invariant'] : []),
     ];
     return `${this.name} (${parts.join(', ')})`;
+  }
+
+  downloadLater(handle: Handle, byteOffset: number, bytes: number): Download {
+    return this.readLater(handle, byteOffset, bytes);
   }
 
   /**

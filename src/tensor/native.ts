@@ -1,7 +1,15 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import type { Backend, Compute, Handle, KernelTensor, MemoryBooks, Purpose } from './backend.js';
+import type {
+  Backend,
+  Compute,
+  Download,
+  Handle,
+  KernelTensor,
+  MemoryBooks,
+  Purpose,
+} from './backend.js';
 import { PURPOSES } from './backend.js';
 import { byPurpose } from './books.js';
 import { dtypeCode } from './dtype.js';
@@ -43,6 +51,9 @@ interface Addon extends Player {
   retag(handle: Handle, purpose: number): void;
   write(handle: Handle, byteOffset: number, bytes: Uint8Array): void;
   read(handle: Handle, byteOffset: number, into: Uint8Array): void;
+  readLater(handle: Handle, byteOffset: number, bytes: number): number;
+  takeRead(read: number, into: Uint8Array): void;
+  dropRead(read: number): void;
   map(path: string): { handle: Handle; bytes: number };
   memory(): NativeBooks;
   resetPeak(): void;
@@ -107,6 +118,19 @@ export class NativeBackend implements Backend {
 
   setCompute(mode: Compute): void {
     this.#addon.setCompute(mode);
+  }
+
+  /** Begins a copy to the host; see {@link Backend.downloadLater}. */
+  protected readLater(handle: Handle, byteOffset: number, bytes: number): Download {
+    const read = this.#addon.readLater(handle, byteOffset, bytes);
+    return {
+      take: () => {
+        const into = new Uint8Array(bytes);
+        this.#addon.takeRead(read, into);
+        return into;
+      },
+      drop: () => this.#addon.dropRead(read),
+    };
   }
 
   /** Sets one of the options that `info()` lists. */
@@ -215,7 +239,7 @@ export class NativeBackend implements Backend {
 }
 
 /** The contract of docs/kernels.md that this code keeps; raised with every change to it. */
-const CONTRACT = '6';
+const CONTRACT = '7';
 
 /** Where the builds put the addon. */
 const ADDON = fileURLToPath(new URL('build/Release/lowrank.node', PACKAGE_ROOT));

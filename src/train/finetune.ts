@@ -1,4 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
+import { CudaBackend } from '../tensor/cuda.js';
 import type {
   AnyEvaluation,
   EvaluationEvent,
@@ -130,6 +131,7 @@ async function* training(
   let at = performance.now();
   let tokensBefore = plan.tokensSeen();
   const { steps, lr, schedule, warmupSteps, maxGradNorm, accumulation, seed } = plan;
+  const onGpu = plan.backend instanceof CudaBackend;
   const { gradientCheckpointing, activations } = plan;
   const stream = train(plan.model, plan.optimizer, plan.source, {
     steps,
@@ -142,6 +144,8 @@ async function* training(
     accumulation,
     seed,
     graphs: true,
+    // Where a GPU would wait, but not past a step after which the model is looked at.
+    ahead: (step) => onGpu && !due(plan.evalEvery, step) && !due(plan.saveEvery, step),
     ...(signal ? { signal } : {}),
   });
   for await (const event of stream) {

@@ -8,6 +8,7 @@ import { buildCausalLM } from '../models/load.js';
 import { saveModel } from '../models/save.js';
 import { AdamW, decayGroups } from '../optim/index.js';
 import type { Backend } from '../tensor/backend.js';
+import { CudaBackend } from '../tensor/cuda.js';
 import { failure } from '../tensor/errors.js';
 import { type Evaluation, evaluate } from './evaluate.js';
 import { FiniteWatch } from './give-up.js';
@@ -146,6 +147,8 @@ async function* run(
     lrFloor: 0.1,
     seed,
     graphs: true,
+    // Where a GPU would wait, but not past a step whose state is saved.
+    ahead: (step) => backend instanceof CudaBackend && step % options.evalEvery !== 0,
     ...(options.signal ? { signal: options.signal } : {}),
   })) {
     yield event;

@@ -1,21 +1,12 @@
 import { setImmediate } from 'node:timers/promises';
-import { backward, scope } from '../autograd/index.js';
-import { type LossResult, shiftedLabels, type TokenBatch } from '../models/causal-lm.js';
-import { type SequenceBatch, SequenceClassifier } from '../models/classifier.js';
-import { withTraining } from '../nn/index.js';
-import { Clipping, type Optimizer, type ScheduleName, scheduleFactor } from '../optim/index.js';
+import type { TokenBatch } from '../models/causal-lm.js';
+import { type Optimizer, type ScheduleName, scheduleFactor } from '../optim/index.js';
 import { ACTIVATION_DTYPES, type ActivationDType } from '../tensor/dtype.js';
 import { failure, onlyKnown } from '../tensor/errors.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { type AnyBatch, type Learner, Step, type StepFigures } from './step.js';
 import { StepGraphs } from './step-graph.js';
 
-/** What models are trained on: tokens to predict, or sequences to classify. */
-export type AnyBatch = TokenBatch | SequenceBatch;
-
-/** What the loop needs of a model: its loss over a batch, summed and divided by `denominator`. */
-export interface Learner<B extends AnyBatch = AnyBatch> {
-  loss(batch: B, denominator?: number): LossResult;
-}
+export { type AnyBatch, type Learner, labelsIn } from './step.js';
 
 /** Gives the micro-batches of a step; the same call gives the same batch, so a run can resume. */
 export interface BatchSource<B extends AnyBatch = TokenBatch> {
@@ -58,6 +49,14 @@ export interface TrainOptions {
    * false.
    */
   readonly graphs?: boolean;
+  /**
+   * Makes the calls of the next step before the figures of one are read, so that a GPU never waits
+   * for them: the events are the same and tell of the same steps, but while one is looked at, the
+   * model may be a step further. A function says after which steps it may; after the others the
+   * model is as the event says. Where a step changed nothing, as its loss or gradients were not
+   * finite, the one begun after it has not either, and is begun again. Default false.
+   */
+  readonly ahead?: boolean | ((step: number) => boolean);
   /** Ends the run after the step under way. */
   readonly signal?: AbortSignal;
 }
@@ -74,6 +73,7 @@ const SETTINGS: readonly string[] = Object.keys({
   activations: true,
   seed: true,
   graphs: true,
+  ahead: true,
   signal: true,
 } satisfies Record<keyof TrainOptions, true>);
 
@@ -94,97 +94,6 @@ export interface StepEvent {
   readonly seconds: number;
   /** Why the weights were left as they are, where they were. */
   readonly skipped?: string;
-}
-
-/** Labels of a batch that count for the loss. */
-export function labelsIn(model: Learner, batch: AnyBatch): number {
-  if (model instanceof SequenceClassifier) return model.countLabels(batch);
-  return shiftedLabels(batch as TokenBatch).rows.length;
-}
-
-/** What a step needs of the run's settings. */
-interface StepOptions {
-  readonly seed: number;
-  /** Of the learning rate. */
-  readonly factor: number;
-  readonly maxGradNorm: number;
-  readonly checkpoint: boolean;
-  readonly activations: ActivationDType;
-  readonly graphs: StepGraphs | null;
-}
-
-/** Losses and gradients of one step's micro-batches, weighted by token; nothing is waited for. */
-function accumulate(
-  model: Learner,
-  batches: readonly AnyBatch[],
-  options: Pick<StepOptions, 'seed' | 'checkpoint' | 'activations' | 'graphs'>,
-  step: number,
-): { losses: Tensor[]; tokens: number } {
-  const { seed, checkpoint, activations, graphs } = options;
-  const tokens = batches.reduce((n, b) => n + labelsIn(model, b), 0);
-  if (tokens === 0) return { losses: [], tokens };
-  const eager = () =>
-    batches.flatMap((batch, micro) =>
-      scope(() => {
-        const context = { seed, step: step * batches.length + micro, checkpoint, activations };
-        const result = withTraining(context, () => model.loss(batch, tokens));
-        if (result.tokens === 0) return [];
-        backward(result.loss);
-        return [result.loss];
-      }),
-    );
-  if (!graphs) return { losses: eager(), tokens };
-  const settings = [tokens, seed, checkpoint, activations].join();
-  return { losses: graphs.run(batches as TokenBatch[], step, settings, eager), tokens };
-}
-
-/** Gradients of one step, and the update where they are finite. None are left, even on an error. */
-function optimizerStep(
-  model: Learner,
-  optimizer: Optimizer,
-  batches: readonly AnyBatch[],
-  options: StepOptions,
-): Pick<StepEvent, 'loss' | 'tokens' | 'gradNorm' | 'skipped'> {
-  const { factor, maxGradNorm } = options;
-  const held: Tensor[] = [];
-  try {
-    const { losses, tokens } = accumulate(model, batches, options, optimizer.step);
-    held.push(...losses);
-    if (tokens === 0) {
-      optimizer.skip();
-      return { loss: 0, tokens, gradNorm: 0, skipped: 'no label in the batch' };
-    }
-    const { loss, gradNorm } = clippedUpdate(optimizer, losses, factor, maxGradNorm);
-    if (Number.isFinite(gradNorm) && Number.isFinite(loss)) return { loss, tokens, gradNorm };
-    optimizer.revoke();
-    optimizer.skip();
-    return { loss, tokens, gradNorm, skipped: 'the loss or a gradient is not finite' };
-  } finally {
-    for (const loss of held) loss.dispose();
-    optimizer.zeroGrad();
-  }
-}
-
-/**
- * An update that a loss or a gradient that is not finite keeps from changing anything. Both are
- * read after it, so that a device still works while its calls are made.
- */
-function clippedUpdate(
-  optimizer: Optimizer,
-  losses: readonly Tensor[],
-  factor: number,
-  maxGradNorm: number,
-): { loss: number; gradNorm: number } {
-  using clipping = Clipping.of(optimizer.parameters(), maxGradNorm, losses);
-  optimizer.update(factor, clipping?.factor ?? 1);
-  try {
-    const gradNorm = clipping?.norm() ?? 0;
-    const loss = losses.reduce((sum, l) => sum + l.item(), 0);
-    return { loss, gradNorm };
-  } catch (error) {
-    optimizer.revoke();
-    throw error;
-  }
 }
 
 /**
@@ -218,32 +127,72 @@ export async function* train<B extends AnyBatch>(
     throw failure('train activations', ACTIVATION_DTYPES.join(' or '), `"${activations}"`);
   }
   const graphs = options.graphs ? StepGraphs.for(model, optimizer.parameters()) : null;
+  const ahead = options.ahead ?? false;
+  const mayGoOn = typeof ahead === 'function' ? ahead : () => ahead;
+  /** Begins a step of the run, or begins it again. */
+  const begin = (at: number, batches: readonly B[], before: Open<B> | null): Open<B> => {
+    const factor = scheduleFactor(at, {
+      ...{ name: schedule, warmupSteps, totalSteps: steps, floor: lrFloor },
+    });
+    const settings = { seed, factor, maxGradNorm, checkpoint, activations, graphs };
+    const started = performance.now();
+    const first = optimizer.updates === 0;
+    const step = Step.begin(model as Learner, optimizer, batches, settings, before?.step ?? null);
+    return { at, batches, step, first, started, lr: options.lr * factor };
+  };
+  let open: Open<B> | null = null;
+  let last = 0;
+  const event = (of: Open<B>, figures: StepFigures): StepEvent => {
+    const now = performance.now();
+    const seconds = (now - Math.max(of.started, last)) / 1000;
+    last = now;
+    const positions = of.batches.reduce((n, b) => n + b.batch * b.length, 0);
+    return { type: 'step', step: of.at + 1, ...figures, positions, lr: of.lr, seconds };
+  };
   try {
     for (let step = optimizer.step; step < steps; step++) {
-      if (options.signal?.aborted) return;
-      const started = performance.now();
+      if (options.signal?.aborted) break;
       const batches = Array.from({ length: accumulation }, (_, m) => source.batch(step, m));
-      const factor = scheduleFactor(step, {
-        name: schedule,
-        warmupSteps,
-        totalSteps: steps,
-        floor: lrFloor,
-      });
-      const done = optimizerStep(model, optimizer, batches, {
-        ...{ seed, factor, maxGradNorm, checkpoint, activations, graphs },
-      });
-      yield {
-        type: 'step',
-        step: step + 1,
-        ...done,
-        positions: batches.reduce((n, b) => n + b.batch * b.length, 0),
-        lr: options.lr * factor,
-        seconds: (performance.now() - started) / 1000,
-      };
+      const before: Open<B> | null = open;
+      let next = begin(step, batches, before);
+      open = next;
+      if (before) {
+        open = null;
+        const figures = before.step.settle(next.step);
+        if (figures.skipped !== undefined) next = begin(step, batches, null);
+        open = next;
+        yield event(before, figures);
+      }
+      // The first update makes the optimizer's state; a step without labels has nothing to wait for.
+      const settled = next.first || next.step.tokens === 0;
+      if (settled || step + 1 === steps || !mayGoOn(step + 1)) {
+        open = null;
+        yield event(next, next.step.settle());
+      }
       // Lets signals, timers and finalizers run.
       await setImmediate();
     }
+    const rest: Open<B> | null = open;
+    open = null;
+    if (rest) yield event(rest, rest.step.settle());
   } finally {
-    graphs?.dispose();
+    try {
+      // Left early, or by an error: its counts are put right.
+      (open as Open<B> | null)?.step.settle();
+    } finally {
+      graphs?.dispose();
+    }
   }
+}
+
+/** A step that was begun and is not settled. */
+interface Open<B extends AnyBatch> {
+  /** Counted from 0. */
+  readonly at: number;
+  readonly batches: readonly B[];
+  readonly step: Step;
+  /** Whether it makes the optimizer's first update. */
+  readonly first: boolean;
+  readonly started: number;
+  readonly lr: number;
 }
