@@ -229,7 +229,7 @@ export {
 export type { Backend, Compute, MemoryBooks, Purpose } from './tensor/backend.js';
 export { type CreateOptions, full, ones, tensor, zeros } from './tensor/create.js';
 export { Deferred } from './tensor/deferred.js';
-export type { DType } from './tensor/dtype.js';
+export type { ActivationDType, DType } from './tensor/dtype.js';
 export { BACKENDS, defaultBackend, getBackend, setDefaultBackend } from './tensor/registry.js';
 export type { Shape } from './tensor/shape.js';
 export { Tensor } from './tensor/tensor.js';

@@ -163,6 +163,12 @@ onCuda('the cuda backend computes the same', () => {
   }
 });
 
+test('activations of another dtype are refused', () => {
+  const context = { seed: 1, step: 0, activations: 'f16' as ActivationDType };
+  const expected = /\[withTraining activations\] expected f32 or bf16, received "f16"/;
+  assert.throws(() => withTraining(context, () => 0), expected);
+});
+
 const files = ['--model', at('model'), '--data', at('train.jsonl')];
 
 onNative(

@@ -2,6 +2,8 @@
 // with tiles of 64 keys by 256 threads, each of them 4 × 4.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/calls/attention.h"
 #include "device.h"
 #include "matmul.cuh"
@@ -140,14 +142,22 @@ __device__ __forceinline__ void storeRows(AnyOut to, int64_t step, int64_t rows,
                                           int64_t width, const float (&factor)[4],
                                           const float (&sum)[4][W / 16]) {
   int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+  auto store = [&](auto* data) {
+    using T = std::remove_reference_t<decltype(*data)>;
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (ty * 4 + i >= rows) continue;
+    for (int i = 0; i < 4; i++) {
+      if (ty * 4 + i >= rows) continue;
 #pragma unroll
-    for (int j = 0; j < W / 16; j++) {
-      int64_t c = c0 + j / 4 * 64 + tx * 4 + j % 4;
-      if (c < width) to.set((ty * 4 + i) * step + c, sum[i][j] * factor[i]);
+      for (int j = 0; j < W / 16; j++) {
+        int64_t c = c0 + j / 4 * 64 + tx * 4 + j % 4;
+        if (c < width) data[(ty * 4 + i) * step + c] = narrow<T>(sum[i][j] * factor[i]);
+      }
     }
+  };
+  if (to.type == DType::f32) {
+    store(static_cast<float*>(to.data));
+  } else {
+    store(static_cast<Bf16*>(to.data));
   }
 }
 

@@ -1,4 +1,5 @@
-import type { ActivationDType } from '../tensor/dtype.js';
+import { ACTIVATION_DTYPES, type ActivationDType } from '../tensor/dtype.js';
+import { failure } from '../tensor/errors.js';
 
 /** What layers need to know of the step they run in. */
 export interface TrainingContext {
@@ -19,8 +20,15 @@ export interface TrainingContext {
 
 let current: TrainingContext | null = null;
 
-/** Runs `fn` as a training pass: dropout is on, its masks addressed by seed and step. */
+/**
+ * Runs `fn` as a training pass: dropout is on, its masks addressed by seed and step.
+ * @throws when there are no such activations
+ */
 export function withTraining<T>(context: TrainingContext, fn: () => T): T {
+  const { activations = 'f32' } = context;
+  if (!ACTIVATION_DTYPES.includes(activations)) {
+    throw failure('withTraining activations', ACTIVATION_DTYPES.join(' or '), `"${activations}"`);
+  }
   const before = current;
   current = context;
   try {
