@@ -68,6 +68,7 @@ const libraryIn = (out) => join(out, 'lowrank_cuda_shim.so');
 const folderOf = (sanitize) => join(ROOT, 'build', sanitize ? 'cuda-shim-asan' : 'cuda-shim');
 
 const BLAS = 'test/cuda-shim/blas/cublaslt.cc';
+const BLAS_PARTS = [BLAS, 'test/cuda-shim/stream.h', 'test/cuda-shim/cuda_fp16.h'];
 
 /** The tests' own cuBLASLt, and one that lacks a function. */
 async function compileBlas(
@@ -78,7 +79,7 @@ async function compileBlas(
   for (const name of ['libcublasLt_shim.so', 'libcublasLt_lacking.so']) {
     const define = name.includes('lacking') ? ['-DLACKS_MATMUL'] : [];
     const library = join(out, name);
-    if (time(library) > time(join(ROOT, BLAS))) continue;
+    if (BLAS_PARTS.every((part) => time(library) > time(join(ROOT, part)))) continue;
     await run(cxx, [...flags, ...define, '-shared', '-o', `${library}.new`, BLAS]);
     renameSync(`${library}.new`, library);
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda_shim.h"
+#include "stream.h"
 
 namespace {
 
@@ -51,15 +52,8 @@ size_t capacity() {
 
 }  // namespace
 
-struct cudaShimGraph {
-  std::vector<std::function<void()>> work;
-};
 struct cudaShimGraphExec {
   std::vector<std::function<void()>> work;
-};
-struct cudaShimStream {
-  cudaShimGraph* captured = nullptr;  // while it captures
-  bool broken = false;                // something came that no capture can hold
 };
 
 namespace {
@@ -78,11 +72,7 @@ bool forbidden() {
 }  // namespace
 
 void cudaShimEnqueue(cudaStream_t stream, std::function<void()> work) {
-  if (stream->captured) {
-    stream->captured->work.push_back(std::move(work));
-  } else {
-    work();
-  }
+  stream->enqueue(std::move(work));
 }
 
 namespace {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "../cuda_fp16.h"
+#include "../stream.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -221,28 +222,27 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, voi
 }
 
 #ifndef LACKS_MATMUL
-EXPORT int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, void* aLayout,
-                          const void* b, void* bLayout, const void* beta, const void* c,
-                          void* cLayout, void* d, void* dLayout, const Algo* algo, void* workspace,
-                          size_t bytes, void* stream) {
-  const Desc* op = static_cast<Desc*>(desc);
-  const Layout* y = static_cast<Layout*>(dLayout);
-  int status = check(op, static_cast<Layout*>(aLayout), static_cast<Layout*>(bLayout),
-                     static_cast<Layout*>(cLayout), y);
-  if (status != kSuccess) return status;
-  if (!handle || !stream || !algo || algo->data[0] != kMagic || !workspace || bytes < kWorkspace) {
-    return kInvalid;
-  }
-  const void* pointers[] = {a, b, c, d};
-  for (int i = 0; i < 4; i++) {
-    if (reinterpret_cast<uintptr_t>(pointers[i]) % algo->data[i + 1] != 0) return kInvalid;
-  }
-  if (c != d) return kNotSupported;
-  if (refuses("matmul")) return kFailed;
-  std::memset(workspace, 0xff, bytes);
-  Matrix left = matrix(static_cast<Layout*>(aLayout), a, get<int32_t>(op, 3, 0));
-  Matrix right = matrix(static_cast<Layout*>(bLayout), b, get<int32_t>(op, 4, 0));
-  float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
+namespace {
+
+// A product as it was asked for: what it names may change before a graph runs it.
+struct Call {
+  Desc op;
+  Layout left, right, y;
+  const void *a, *b;
+  void* d;
+  float alpha, beta;
+  void* workspace;
+  size_t bytes;
+};
+
+void multiply(const Call& p) {
+  std::memset(p.workspace, 0xff, p.bytes);
+  const Desc* op = &p.op;
+  const Layout* y = &p.y;
+  void* d = p.d;
+  Matrix left = matrix(&p.left, p.a, get<int32_t>(op, 3, 0));
+  Matrix right = matrix(&p.right, p.b, get<int32_t>(op, 4, 0));
+  float scale = p.alpha, keep = p.beta;
   const void* bias = get<uint32_t>(op, 7, 1) == 4 ? get<const void*>(op, 8, nullptr) : nullptr;
   bool brain = y->type == 14;  // a bias is of the result's type
   for (int64_t n = 0; n < left.batch; n++) {
@@ -272,6 +272,32 @@ EXPORT int cublasLtMatmul(void* handle, void* desc, const void* alpha, const voi
       std::fclose(file);
     }
   }
+}
+
+}  // namespace
+
+EXPORT int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, void* aLayout,
+                          const void* b, void* bLayout, const void* beta, const void* c,
+                          void* cLayout, void* d, void* dLayout, const Algo* algo, void* workspace,
+                          size_t bytes, void* stream) {
+  const Desc* op = static_cast<Desc*>(desc);
+  const Layout* y = static_cast<Layout*>(dLayout);
+  int status = check(op, static_cast<Layout*>(aLayout), static_cast<Layout*>(bLayout),
+                     static_cast<Layout*>(cLayout), y);
+  if (status != kSuccess) return status;
+  if (!handle || !stream || !algo || algo->data[0] != kMagic || !workspace || bytes < kWorkspace) {
+    return kInvalid;
+  }
+  const void* pointers[] = {a, b, c, d};
+  for (int i = 0; i < 4; i++) {
+    if (reinterpret_cast<uintptr_t>(pointers[i]) % algo->data[i + 1] != 0) return kInvalid;
+  }
+  if (c != d) return kNotSupported;
+  if (refuses("matmul")) return kFailed;
+  Call call = {
+      *op, *static_cast<Layout*>(aLayout),    *static_cast<Layout*>(bLayout),   *y,        a,    b,
+      d,   *static_cast<const float*>(alpha), *static_cast<const float*>(beta), workspace, bytes};
+  static_cast<cudaShimStream*>(stream)->enqueue([call] { multiply(call); });
   return kSuccess;
 }
 #endif
