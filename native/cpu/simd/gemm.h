@@ -506,21 +506,32 @@ static void byColumns(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int
   }
 }
 
+// The first panel of columns [n0, n1), a stretch of K from p0.
+static Ahead panelOf(const GemmTask* t, int64_t n0, int64_t n1, int64_t p0, int64_t stretch,
+                     int64_t fetches) {
+  int64_t end = n0 + kCols < n1 ? n0 + kCols : n1;
+  int64_t p1 = p0 + stretch < t->k1 ? p0 + stretch : t->k1;
+  return aheadOf(t->b, t->bType, t->bCol, t->bRow, n0, end, p0, p1, fetches);
+}
+
 // The same for few rows, packed already: one panel at a time over a long stretch of K, so that B
-// is read in long runs, which the processor fetches in advance by itself.
+// is read in long runs; the next stretch, or panel, is asked for while this one is multiplied.
 static void byPanels(const GemmTask* t, int64_t n0, int64_t n1, float* scratch) {
   int64_t step = depthOf(t->k), height = paddedRows(t->m);
   int64_t stretch = kScratch / (kCols * stepsOf(step)) * step;
-  Ahead none;
   for (int64_t nb = n0; nb < n1; nb += kCols) {
     int64_t ne = nb + kCols < n1 ? nb + kCols : n1, width = blockCols(ne - nb);
     for (int64_t q0 = t->k0; q0 < t->k1; q0 += stretch) {
       int64_t q1 = q0 + stretch < t->k1 ? q0 + stretch : t->k1;
       packCols(t, nb, ne, q0, q1 - q0, scratch);
+      int64_t fetches = fetchesOf(t->m, ne - nb, stepsOf(q1 - q0));
+      Ahead ahead = q1 < t->k1 ? panelOf(t, nb, ne, q1, stretch, fetches)
+                    : ne < n1  ? panelOf(t, ne, n1, t->k0, stretch, fetches)
+                               : panelOf(t, t->next0, t->next1, t->k0, stretch, fetches);
       for (int64_t p0 = q0; p0 < q1; p0 += step) {
         int64_t steps = stepsOf(q1 - p0 < step ? q1 - p0 : step);
         sweep(t, 0, t->m, nb, ne, p0, steps, t->aPack + (p0 - t->k0) / kPair * height,
-              scratch + (p0 - q0) / kPair * width, &none);
+              scratch + (p0 - q0) / kPair * width, &ahead);
       }
     }
   }
