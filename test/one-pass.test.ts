@@ -1,4 +1,4 @@
-// time-limit: 300
+// time-limit: 600
 // Kernels that do in one pass what others do in several: the same bits, and nothing changed where
 // nothing may.
 import { test } from 'uvu';
