@@ -16,7 +16,7 @@ namespace {
 
 using namespace lowrank;
 
-constexpr const char* kContract = "7";  // of docs/kernels.md
+constexpr const char* kContract = "8";  // of docs/kernels.md
 constexpr size_t kMinCommands = 4096;
 constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
 
@@ -320,6 +320,27 @@ Napi::Value readBytes(const Napi::CallbackInfo& info) {
   });
 }
 
+// writeFile(handle, offset, path, position, bytes): part of a file into a buffer.
+Napi::Value writeFile(const Napi::CallbackInfo& info) {
+  return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
+    const Memory::Buffer& buffer =
+        state.engine->memory().at(natural(info, 0, "writeFile", "a handle"), "writeFile");
+    uint64_t offset = natural(info, 1, "writeFile", "a byte offset");
+    std::string path = text(info, 2, "writeFile", "a path");
+    uint64_t position = natural(info, 3, "writeFile", "a place in the file");
+    uint64_t bytes = natural(info, 4, "writeFile", "a number of bytes");
+    if (path.find('\0') != std::string::npos)
+      fail("writeFile", "a path without NUL", "one with it");
+    if (buffer.mapped) fail("writeFile", "memory that may be written", "a mapped file");
+    if (offset > buffer.bytes || bytes > buffer.bytes - offset) {
+      fail("writeFile", "a range within " + std::to_string(buffer.bytes) + " bytes",
+           std::to_string(bytes) + " bytes at " + std::to_string(offset));
+    }
+    if (bytes) state.engine->writeFile(buffer.data + offset, path, position, bytes);
+    return env.Undefined();
+  });
+}
+
 // readLater(handle, offset, bytes): the number of a copy under way.
 Napi::Value readLater(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
@@ -511,6 +532,7 @@ void fill(Napi::Env env, Napi::Object target, Session* session) {
   add("retag", retag);
   add("write", writeBytes);
   add("read", readBytes);
+  add("writeFile", writeFile);
   add("readLater", readLater);
   add("takeRead", takeRead);
   add("dropRead", dropRead);

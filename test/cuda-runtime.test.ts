@@ -7,12 +7,14 @@ import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { scope } from '../src/autograd/index.js';
+import { SafetensorsFile } from '../src/io/safetensors.js';
+import { writeSafetensors } from '../src/io/safetensors-writer.js';
 import type { Purpose } from '../src/tensor/backend.js';
 import { tensor } from '../src/tensor/create.js';
-import { type CudaBackend, loadCuda } from '../src/tensor/cuda.js';
+import { CudaBackend, loadCuda } from '../src/tensor/cuda.js';
 import { getBackend } from '../src/tensor/registry.js';
 import { Tensor } from '../src/tensor/tensor.js';
-import { native } from './backends.js';
+import { native, reference } from './backends.js';
 import { shimLibrary } from './cuda.js';
 import { skipUnless } from './support.js';
 
@@ -196,6 +198,51 @@ onShim('a mapped file is copied whole, and one that does not fit is an error', (
   backend.free(handle);
   process.env.LOWRANK_SHIM_MEMORY = String(1 << 20);
   assert.throws(() => open().mapFile(path), /\[map\] expected memory for 9000003 bytes/);
+  assert.is(backend.memory().total, 0);
+});
+
+onShim('a checkpoint’s tensors are copied from where the file is mapped', () => {
+  const path = join(folder, 'some.safetensors');
+  const values = Float32Array.from({ length: 2_500_000 }, (_, i) => i / 7);
+  using big = tensor(values, [values.length], { backend: reference });
+  using small = tensor([1, 2, 3], [3], { backend: reference });
+  writeSafetensors(
+    path,
+    new Map([
+      ['small', small],
+      ['big', big],
+    ]),
+  );
+  const backend = open();
+  const file = SafetensorsFile.open(path);
+  const { upload } = CudaBackend.prototype;
+  let uploads = 0;
+  CudaBackend.prototype.upload = function (...args) {
+    uploads++;
+    upload.apply(this, args);
+  };
+  try {
+    for (const [name, want] of [
+      ['big', big],
+      ['small', small],
+    ] as const) {
+      using got = file.load(name, { backend });
+      assert.ok(Buffer.from(got.bytes()).equals(want.bytes()), name);
+    }
+  } finally {
+    CudaBackend.prototype.upload = upload;
+  }
+  assert.is(uploads, 0, 'none of it came through JavaScript');
+  const handle = backend.allocate(8, 'frozen');
+  const read = (at: number, position: number, bytes: number) => () =>
+    backend.uploadFile(handle, at, path, position, bytes);
+  assert.throws(
+    read(0, 0, 9),
+    '[writeFile] expected a range within 8 bytes, received 9 bytes at 0',
+  );
+  assert.throws(read(0, 1e9, 8), /\[writeFile\] expected 8 bytes at 1000000000 in .* a file of 10/);
+  assert.throws(() => backend.uploadFile(handle, 0, join(folder, 'none'), 0, 8), /none/);
+  backend.free(handle);
   assert.is(backend.memory().total, 0);
 });
 

@@ -24,6 +24,11 @@ class Engine {
   // Copies between the backend's memory and the host's; the host's may be reused when they return.
   virtual void write(char* to, const void* from, size_t bytes) = 0;
   virtual void read(void* to, const char* from, size_t bytes) = 0;
+  // Bytes of a file from `at` on, copied from where it is mapped; for memory that is not the
+  // host's.
+  virtual void writeFile(char*, const std::string&, uint64_t, uint64_t) {
+    fail("writeFile", "the cuda backend", "another");
+  }
   // A copy to the host that nobody waits for yet: its number, until takeRead() or dropRead(). A
   // backend whose calls are done when they return has none.
   virtual uint64_t readLater(const char*, size_t) {
@@ -77,6 +82,6 @@ class Engine {
 using OpenEngine = Engine* (*)(int contract, int device, char* error, size_t capacity);
 
 // Raised with every change to what this header, memory.h, call.h and view.h lay out.
-constexpr int kEngineContract = 5;
+constexpr int kEngineContract = 6;
 
 }  // namespace lowrank

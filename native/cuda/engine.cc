@@ -99,6 +99,11 @@ class CudaEngine : public Engine {
     cudaCheck("read", cudaStreamSynchronize(context_.stream));
     throwFault();
   }
+  void writeFile(char* to, const std::string& path, uint64_t at, uint64_t bytes) override {
+    enter();
+    graphs_.spoil("a file that is read within the step");
+    context_.memory.writeFile(to, path, at, bytes);
+  }
   uint64_t readLater(const char* from, size_t bytes) override {
     enter();
     graphs_.spoil("a copy to the host within the step");

@@ -61,6 +61,23 @@ char* DeviceMemory::obtainFile(const std::string& path, uint64_t& bytes) {
   return to;
 }
 
+void DeviceMemory::writeFile(char* to, const std::string& path, uint64_t at, uint64_t bytes) {
+  size_t size = 0;
+  char* from = static_cast<char*>(mapFile(path, size));
+  try {
+    if (at > size || bytes > size - at) {
+      fail("writeFile", std::to_string(bytes) + " bytes at " + std::to_string(at) + " in " + path,
+           "a file of " + std::to_string(size));
+    }
+    // The stream is done with the file's pages when write() returns.
+    write(to, from + at, bytes);
+  } catch (...) {
+    unmapFile(from, size);
+    throw;
+  }
+  unmapFile(from, size);
+}
+
 char* DeviceMemory::take(uint64_t bytes, uint64_t& capacity) {
   if (repeated_) {
     if (next_ >= repeated_->size() || (*repeated_)[next_].bytes != bytes) {

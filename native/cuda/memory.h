@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "../common/memory.h"
@@ -32,6 +33,8 @@ class DeviceMemory : public Memory {
   }
   // The host's memory may be reused when this returns.
   void write(char* to, const void* from, size_t bytes) { staging_.write(to, from, bytes, stream_); }
+  // Bytes of a file from `at` on, through pinned memory from where it is mapped.
+  void writeFile(char* to, const std::string& path, uint64_t at, uint64_t bytes);
 
   // What launchers take is noted at the end of `blocks`, or taken from there in order; null:
   // neither.

@@ -89,6 +89,17 @@ export interface Backend {
   /** Fills `into` from the buffer at `byteOffset`. */
   download(handle: Handle, byteOffset: number, into: Uint8Array): void;
   /**
+   * Copies `bytes` of a file from `position` on into the buffer, straight from where the file is
+   * mapped; not there where the host's memory is the backend's own.
+   */
+  uploadFile?(
+    handle: Handle,
+    byteOffset: number,
+    path: string,
+    position: number,
+    bytes: number,
+  ): void;
+  /**
    * Begins to copy `bytes` from the buffer at `byteOffset`, as they are after the calls so far, and
    * does not wait. Not there where a kernel is done when its call returns.
    */

@@ -21,6 +21,16 @@ export class CudaBackend extends NativeBackend {
     return `${this.name} (${parts.join(', ')})`;
   }
 
+  uploadFile(
+    handle: Handle,
+    byteOffset: number,
+    path: string,
+    position: number,
+    bytes: number,
+  ): void {
+    this.writeFile(handle, byteOffset, path, position, bytes);
+  }
+
   downloadLater(handle: Handle, byteOffset: number, bytes: number): Download {
     return this.readLater(handle, byteOffset, bytes);
   }

@@ -51,6 +51,7 @@ interface Addon extends Player {
   retag(handle: Handle, purpose: number): void;
   write(handle: Handle, byteOffset: number, bytes: Uint8Array): void;
   read(handle: Handle, byteOffset: number, into: Uint8Array): void;
+  writeFile(handle: Handle, byteOffset: number, path: string, at: number, bytes: number): void;
   readLater(handle: Handle, byteOffset: number, bytes: number): number;
   takeRead(read: number, into: Uint8Array): void;
   dropRead(read: number): void;
@@ -118,6 +119,17 @@ export class NativeBackend implements Backend {
 
   setCompute(mode: Compute): void {
     this.#addon.setCompute(mode);
+  }
+
+  /** Copies part of a file; see {@link Backend.uploadFile}. */
+  protected writeFile(
+    handle: Handle,
+    byteOffset: number,
+    path: string,
+    at: number,
+    bytes: number,
+  ): void {
+    this.#addon.writeFile(handle, byteOffset, path, at, bytes);
   }
 
   /** Begins a copy to the host; see {@link Backend.downloadLater}. */
@@ -239,7 +251,7 @@ export class NativeBackend implements Backend {
 }
 
 /** The contract of docs/kernels.md that this code keeps; raised with every change to it. */
-const CONTRACT = '7';
+const CONTRACT = '8';
 
 /** Where the builds put the addon. */
 const ADDON = fileURLToPath(new URL('build/Release/lowrank.node', PACKAGE_ROOT));
