@@ -122,7 +122,8 @@ int64_t evenly(int64_t total, int64_t threads, int64_t tile, int64_t least, int6
 
 // Cut along the longer side of C; the factor of the other side is packed once for all, and each
 // part packs its own share of the other factor, so that nothing is packed twice.
-void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
+// Where `halves` is given, what is complete is rounded to there, too, while it is close.
+void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task, uint16_t* halves) {
   int64_t parts = partsFor(c, task);
   bool byColumns = task.n >= task.m;
   int64_t most = byColumns ? g.colBlock : g.rowBlock;
@@ -148,7 +149,11 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
       part.nextK = next > i ? t.k0 : t.k1;
       part.next0 = byColumns ? next % across * cols : next / across * rows;
       part.next1 = byColumns ? std::min(part.next0 + cols, t.n) : std::min(part.next0 + rows, t.m);
-      g.gemm(&part, m0, std::min(m0 + rows, t.m), n0, std::min(n0 + cols, t.n), scratch.of(worker));
+      int64_t m1 = std::min(m0 + rows, t.m), n1 = std::min(n0 + cols, t.n);
+      g.gemm(&part, m0, m1, n0, n1, scratch.of(worker));
+      for (int64_t m = m0; halves && t.k1 == t.k && m < m1; m++) {
+        c.isa->narrowBf16(t.c + m * t.cRow + n0, halves + m * t.cRow + n0, n1 - n0);
+      }
     });
   });
 }
@@ -203,17 +208,24 @@ void narrowProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   });
 }
 
-void single(Context& c, const GemmKernels& g, const GemmTask& t) {
+// Whether what is complete was rounded to `halves`, too.
+bool single(Context& c, const GemmKernels& g, const GemmTask& t, uint16_t* halves = nullptr) {
   constexpr int64_t kSmall = 64 * 64 * 64;
   bool narrow = g.narrow && t.n <= g.narrowCols && t.aCol == 1 && t.aType == 0;
-  if (t.m <= kFew || (t.m <= g.fewRows && t.bCol == 1)) return fewRows(c, g, t);
-  if (t.m * t.n * t.k <= kSmall) {
+  if (t.m <= kFew || (t.m <= g.fewRows && t.bCol == 1)) {
+    fewRows(c, g, t);
+  } else if (t.m * t.n * t.k <= kSmall) {
     Scratch scratch(c, g);
-    return g.gemm(&t, 0, t.m, 0, t.n, scratch.of(0));
+    g.gemm(&t, 0, t.m, 0, t.n, scratch.of(0));
+  } else if (t.n <= g.fewRows && t.aRow == 1 && !t.bias) {
+    fewColumns(c, g, t);
+  } else if (narrow) {
+    narrowProduct(c, g, t);
+  } else {
+    largeProduct(c, g, t, halves);
+    return halves != nullptr;
   }
-  if (t.n <= g.fewRows && t.aRow == 1 && !t.bias) return fewColumns(c, g, t);
-  if (narrow) return narrowProduct(c, g, t);
-  largeProduct(c, g, t);
+  return false;
 }
 
 struct Batched {
@@ -258,15 +270,15 @@ Workspace rounded(Context& c, const void* data, int64_t count) {
   return held;
 }
 
-// aCount and bCount are all elements of the factors.
-void product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batched& s) {
-  if (t.m == 0 || t.n == 0 || s.batch == 0) return;
+// aCount and bCount are all elements of the factors. Of one product, `halves` is y in bf16; answers
+// whether it was written.
+bool product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batched& s,
+             uint16_t* halves = nullptr) {
+  if (t.m == 0 || t.n == 0 || s.batch == 0) return false;
   auto run = [&](const GemmKernels& g) {
-    if (s.aOffsets) {
-      batched(c, g, t, s);
-    } else {
-      single(c, g, t);
-    }
+    if (!s.aOffsets) return single(c, g, t, halves);
+    batched(c, g, t, s);
+    return false;
   };
   constexpr int kFloat = static_cast<int>(DType::f32), kBrain = static_cast<int>(DType::bf16);
   auto fits = [&](int type) { return type == kFloat || type == kBrain; };
@@ -279,8 +291,10 @@ void product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batch
   Workspace held = rounded(c, isA ? t.a : t.b, isA ? aCount : bCount);
   (isA ? t.a : t.b) = held.as<uint16_t>();
   (isA ? t.aType : t.bType) = kBrain;
-  run(c.isa->product);
+  return run(c.isa->product);
 }
+
+uint16_t* halvesOf(const View& y) { return y.dtype == DType::bf16 ? y.as<uint16_t>() : nullptr; }
 
 // y = 0 + bias, or untouched where it accumulates: what a product over no terms is.
 bool emptyDepth(const GemmTask& g, int64_t rows, int64_t cols) {
@@ -319,8 +333,10 @@ void matmul(const Args& args) {
   if (emptyDepth(g, p.batches * p.m, p.n)) return result.settle();
   if (p.tall || p.batches == 1) {
     g.m *= p.batches;
-    product(args.context, g, a.count, b.count, {1, nullptr, nullptr});
-    return result.settle();
+    if (!product(args.context, g, a.count, b.count, {1, nullptr, nullptr}, halvesOf(y))) {
+      result.settle();
+    }
+    return;
   }
   std::vector<int64_t> aOffsets = batchOffsets(p, y, p.aSteps),
                        bOffsets = batchOffsets(p, y, p.bSteps);
@@ -338,8 +354,10 @@ void linear(const Args& args) {
   Activations result(args, p.y);
   g.c = result;
   g.bias = bias;
-  if (!emptyDepth(g, p.m, p.n)) product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
-  result.settle();
+  if (emptyDepth(g, p.m, p.n)) return result.settle();
+  if (!product(args.context, g, x.count, w.count, {1, nullptr, nullptr}, halvesOf(p.y))) {
+    result.settle();
+  }
 }
 
 }  // namespace
