@@ -36,15 +36,18 @@ function weightBytes(model: CausalLM): number {
   return bytes;
 }
 
-function decoding(name: string, dtype: 'f32' | 'bf16', threads: number): Result[] {
+type Storage = 'f32' | 'bf16';
+
+/** @param count sequences that are continued together, a token of each at a time */
+function decoding(name: string, dtype: Storage, count: number, threads: number): Result[] {
   const model = frozenModel(name, dtype, native());
-  const ids = Array.from({ length: PROMPT }, (_, i) => (i * 7919) % model.vocabSize);
-  const rows = [{ ids, done: false }];
+  const prompt = Array.from({ length: PROMPT }, (_, i) => (i * 7919) % model.vocabSize);
+  const rows = Array.from({ length: count }, () => ({ ids: [...prompt], done: false }));
   const decoder = new Decoder(model, true);
   decoder.next(rows);
   const memory = reading();
   const token = () => {
-    ids.push(17);
+    for (const { ids } of rows) ids.push(17);
     decoder.next(rows);
   };
   const tasks = new Map([
@@ -58,21 +61,25 @@ function decoding(name: string, dtype: 'f32' | 'bf16', threads: number): Result[
   const [read, decoded] = [rate('read', memory.bytes), rate('token', bytes)];
   const result = results.get('token') as Result;
   const note = [
-    `${(1000 / result.milliseconds).toFixed(0)} tokens/s`,
+    `${((1000 * count) / result.milliseconds).toFixed(0)} tokens/s`,
     `${decoded.toFixed(1)} GB/s of ${(bytes / 1e6).toFixed(0)} MB of weights`,
     `${((100 * decoded) / read).toFixed(0)} % of reading memory`,
   ];
-  return [{ ...result, name: `decode ${name} ${dtype}`, note: note.join(', ') }];
+  const together = count > 1 ? `, ${count} together` : '';
+  return [{ ...result, name: `decode ${name} ${dtype}${together}`, note: note.join(', ') }];
 }
 
 /**
  * Decoding one token at a time behind a prompt of 64 with a cache: every weight is read once a
  * token, so tokens a second are bounded by how fast memory is read, which is measured in turns.
+ * Sequences that are continued together share that reading.
  */
 export async function run(): Promise<Result[]> {
+  const kinds: (readonly [string, Storage, number])[] = ['gpt2', 'smollm2-135m'].flatMap((name) =>
+    (['f32', 'bf16'] as const).map((dtype) => [name, dtype, 1] as const),
+  );
+  for (const count of [4, 8, 16]) kinds.push(['smollm2-135m', 'f32', count]);
   return threadCounts().flatMap((threads) =>
-    ['gpt2', 'smollm2-135m'].flatMap((name) =>
-      (['f32', 'bf16'] as const).flatMap((dtype) => decoding(name, dtype, threads)),
-    ),
+    kinds.flatMap(([name, dtype, count]) => decoding(name, dtype, count, threads)),
   );
 }
