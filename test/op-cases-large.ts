@@ -138,6 +138,7 @@ export const LARGE_CASES: readonly Case[] = [
     ],
     { ...heads, window: 37 },
   ),
+  large('fusedAttention', 'causal', [[2, 130, 3 * 4 * 24]], { ...heads, heads: 4 }),
   large('sum', 'all', [[300, 701]], { axes: [0, 1] }),
   large('sum', 'rows', [[1001, 37]], { axes: [0] }),
   large('sum', 'columns', [[129, 1001]], { axes: [1] }),
@@ -184,6 +185,14 @@ export const LARGE_CASES: readonly Case[] = [
 /** The large cases of ops that answer bf16 where they are given it, or are asked for it. */
 export const BF16_CASES: readonly Case[] = LARGE_CASES.filter(({ op, sample }) => {
   const { name } = op.spec;
-  const follows = ['swiglu', 'gelu', 'attention', 'rope', 'dropout', 'addLowRank'].includes(name);
+  const follows = [
+    'swiglu',
+    'gelu',
+    'attention',
+    'fusedAttention',
+    'rope',
+    'dropout',
+    'addLowRank',
+  ].includes(name);
   return follows || (sample.attrs as { dtype?: string } | undefined)?.dtype === 'bf16';
 });

@@ -77,7 +77,7 @@ function expectStored(
 
 /** Whether the gradient reads the output, which was rounded: attention's does. */
 const readsRounded = (c: Case, got: Result) =>
-  c.op.spec.name === 'attention' && got.outputs[0]?.dtype === 'bf16';
+  ['attention', 'fusedAttention'].includes(c.op.spec.name) && got.outputs[0]?.dtype === 'bf16';
 
 /** Runs a case with its inputs stored in these dtypes and compares everything with the oracle. */
 export function check(

@@ -3,10 +3,12 @@ import {
   add,
   attention,
   dropout,
+  fusedAttention,
   matmul,
   permute,
   reshape,
   scale as scaled,
+  slice,
   softmax,
   writeInto,
 } from '../ops/index.js';
@@ -115,4 +117,32 @@ export function cachedAttention(
   writeInto(keys, k, [0, past, 0, 0]);
   writeInto(values, v, [0, past, 0, 0]);
   return modelAttention(q, keys, values, options, past + (k.shape[1] as number));
+}
+
+/**
+ * {@link cachedAttention} of queries, keys and values that lie side by side.
+ * @param x [B, T, 3·C] → [B, T, H, C/H]
+ */
+export function fusedHeads(
+  x: Tensor,
+  heads: number,
+  cache: KvCache | null,
+  layer: number,
+  options: ModelAttentionOptions,
+): Tensor {
+  const { causal, window = 0, scale, mask, dropout: p } = options;
+  if (!cache && !(p > 0 && trainingContext())) {
+    return fusedAttention(x, heads, {
+      causal,
+      window,
+      ...(scale === undefined ? {} : { scale }),
+      ...(mask ? { mask } : {}),
+    });
+  }
+  const [B, T, width] = x.shape as [number, number, number];
+  const C = width / 3;
+  const [q, k, v] = [0, 1, 2].map((i) =>
+    reshape(slice(x, 2, i * C, (i + 1) * C), [B, T, heads, C / heads]),
+  ) as [Tensor, Tensor, Tensor];
+  return cachedAttention(q, k, v, cache, layer, options);
 }

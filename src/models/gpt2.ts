@@ -10,11 +10,11 @@ import {
   type ParameterSource,
   parameter,
 } from '../nn/index.js';
-import { add, reshape, slice } from '../ops/index.js';
+import { add, reshape } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readActivation } from './activations.js';
-import { cachedAttention, layerDropout } from './attention.js';
+import { fusedHeads, layerDropout } from './attention.js';
 import { blockPass } from './block-pass.js';
 import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
 import { readConfig, refuseUnhandled } from './config.js';
@@ -140,17 +140,14 @@ class Attention extends Module {
     const [B, T, C] = x.shape as [number, number, number];
     const { heads: H, residualDropout, attentionDropout } = this.config;
     const fused = this.c_attn.forward(x);
-    const [q, k, v] = [0, 1, 2].map((i) =>
-      reshape(slice(fused, 2, i * C, (i + 1) * C), [B, T, H, C / H]),
-    ) as [Tensor, Tensor, Tensor];
-    fused.dispose();
-    const y = cachedAttention(q, k, v, cache, this.layer, {
+    const y = fusedHeads(fused, H, cache, this.layer, {
       causal: true,
       scale: this.config.scales[this.layer] as number,
       mask,
       dropout: attentionDropout,
       name: this.name,
     });
+    fused.dispose();
     const out = this.c_proj.forward(reshape(y, [B, T, C]));
     return layerDropout(out, residualDropout, `${this.name}.resid_dropout`);
   }

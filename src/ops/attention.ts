@@ -4,21 +4,23 @@ import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 
-interface AttentionAttrs {
+export interface AttentionAttrs {
   readonly causal: boolean;
   readonly scale: number;
   readonly window: number;
   readonly keyLength: number;
 }
 
-function encode(
+/** The attributes of both kernels, after q, k, v and the mask where there is one. */
+export function encodeAttention(
   { causal, scale, window, keyLength }: AttentionAttrs,
   inputs: readonly Meta[],
 ): number[] {
   return [inputs.length === 4 ? 1 : 0, causal ? 1 : 0, scale, window, keyLength];
 }
 
-function inferAttention(inputs: readonly Meta[], { keyLength }: AttentionAttrs): Meta[] {
+/** Shapes and dtypes of the output and of the log-sum-exp. */
+export function inferAttention(inputs: readonly Meta[], { keyLength }: AttentionAttrs): Meta[] {
   const [q, k, v, mask] = inputs as [Meta, Meta, Meta, Meta?];
   const [B, T, H, D] = q.shape;
   const [b, S, G, d] = k.shape;
@@ -72,7 +74,7 @@ function sample(
 const attentionOp = defineOp<AttentionAttrs>({
   name: 'attention',
   infer: inferAttention,
-  encode,
+  encode: encodeAttention,
   reads: (needs) => ({ inputs: needs.map((_, i) => i), outputs: [0, 1] }),
   // P = softmax(s·q kᵀ), δ = Σ dy·y: dv = Pᵀ dy, dS = P·(dy vᵀ − δ), dq = s·dS k, dk = s·dSᵀ q
   backward: ({ grad, attrs, inputs, input, output }) => {
@@ -84,7 +86,7 @@ const attentionOp = defineOp<AttentionAttrs>({
       inputs
         .slice(0, 3)
         .map((m) => ({ shape: m.shape, dtype: gradientDType(m.dtype, grad.dtype) })),
-      encode(attrs, inputs),
+      encodeAttention(attrs, inputs),
     );
     return inputs.length === 4 ? [...grads, null] : grads;
   },
@@ -117,6 +119,16 @@ export interface AttentionOptions {
   readonly keyLength?: number;
 }
 
+/** The settings with their defaults. @param D head size */
+export function attentionAttrs(options: AttentionOptions, D: number): AttentionAttrs {
+  return {
+    causal: options.causal ?? false,
+    scale: options.scale ?? 1 / Math.sqrt(D),
+    window: options.window ?? 0,
+    keyLength: options.keyLength ?? -1,
+  };
+}
+
 /**
  * Scaled dot-product attention; heads of q share the heads of k and v in groups. No [T, S] matrix
  * is kept. A query that sees no key answers 0.
@@ -126,11 +138,6 @@ export interface AttentionOptions {
  * @returns [B, T, H, D]
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
-  const attrs = {
-    causal: options.causal ?? false,
-    scale: options.scale ?? 1 / Math.sqrt(q.shape[3] ?? 1),
-    window: options.window ?? 0,
-    keyLength: options.keyLength ?? -1,
-  };
+  const attrs = attentionAttrs(options, q.shape[3] ?? 1);
   return first(attentionOp(options.mask ? [q, k, v, options.mask] : [q, k, v], attrs));
 }
