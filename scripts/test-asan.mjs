@@ -34,6 +34,8 @@ const DEFAULT_PATTERNS = [
   'test/cuda-ops',
   'test/cuda-runtime',
   'test/cuda-graph',
+  'test/cuda-attention',
+  'test/train-ahead',
 ];
 const STAGE = join(ROOT, 'build-asan/stage');
 
