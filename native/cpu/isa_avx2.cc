@@ -13,7 +13,6 @@
 
 #include "isa.h"
 
-#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
 #define VEC_PARTIAL
 #define VEC_SQRT
 #define VEC_FUSED

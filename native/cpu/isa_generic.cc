@@ -3,8 +3,6 @@
 
 #include "isa.h"
 
-#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
-
 namespace lowrank {
 
 namespace {

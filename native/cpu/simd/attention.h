@@ -29,15 +29,28 @@ VEC_INLINE void fetchRows(Fetch* f) {
 
 // acc += a b over `depth` steps of at most kPart that follow each other.
 template <int MR, int NV, int64_t ARow, int64_t AStep, int64_t BStep>
-VEC_INLINE void multiplySteps(const float* a, const float* b, int64_t depth, vf (*acc)[NV]) {
-  for (int64_t p = 0; p < depth; p++, a += AStep, b += BStep) {
+VEC_INLINE void multiplySteps(const float* a, const float* b, int64_t depth, vf (&acc)[MR][NV]) {
+  int64_t p = 0;
+#ifdef VEC_LANES
+  for (; AStep == 1 && p + kWidth <= depth; p += kWidth, a += kWidth, b += kWidth * BStep) {
+    vf av[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) av[i] = load(a + i * ARow);
+    laneSteps<MR, NV, BStep>(av, b, acc);
+  }
+#endif
+  for (; p < depth; p++, a += AStep, b += BStep) {
     vf bv[NV];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
+    if constexpr (ARow == 1) {
+      outer(a, bv, acc);
+      continue;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
       vf av = splat(a[i * ARow]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int j = 0; j < NV; j++) acc[i][j] = fused(av, bv[j], acc[i][j]);
     }
   }
@@ -47,7 +60,7 @@ template <int MR, int NV>
 VEC_INLINE void clear(vf (*acc)[NV]) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
   }
 }
@@ -130,17 +143,18 @@ static void scoreBlock(const float* q, const float* keys, int64_t d, float scale
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; j++) store(to + i * kTileKeys + j * kWidth, acc[i][j] * scale);
   }
 }
 
-// Of a panel of kCols columns from `at` on, the vectors that [from, to) touches.
+// Of a panel of kCols columns from `at` on, the one vector that [from, to) touches, or all.
 struct Part {
   int64_t skip, vectors;
 };
 VEC_INLINE Part partOf(int64_t at, int64_t from, int64_t to) {
   int64_t first = most(0, from - at) / kWidth, last = (least(to - at, kCols) + kWidth - 1) / kWidth;
+  if (last - first > 1) return {0, kVecs};
   return {first * kWidth, last - first};
 }
 
@@ -277,7 +291,7 @@ static void timesBlock(const float* a, const float* b, int64_t depth, float* c) 
   multiplySteps<MR, NV, ARow, AStep, kTileChannels>(a, b, depth, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       float* at = c + i * kTileChannels + j * kWidth;
       store(at, load(at) + acc[i][j]);
@@ -338,20 +352,20 @@ static void gradBlock(const AttentionTile* t, int64_t row, int64_t at, int64_t p
     int64_t depth = least(kTileChannels, d - e);
     for (int64_t p = 0; p < depth; p++, k += kCols, v += kCols) {
       vf kv[NV], vv[NV];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int j = 0; j < NV; j++) kv[j] = load(k + j * kWidth);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; i++) {
         vf a = splat(q[i * kTileChannels + p]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int j = 0; j < NV; j++) s[i][j] = fused(a, kv[j], s[i][j]);
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int j = 0; j < NV; j++) vv[j] = load(v + j * kWidth);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; i++) {
         vf a = splat(dy[i * kTileChannels + p]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int j = 0; j < NV; j++) g[i][j] = fused(a, vv[j], g[i][j]);
       }
     }
@@ -360,7 +374,7 @@ static void gradBlock(const AttentionTile* t, int64_t row, int64_t at, int64_t p
   }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       int64_t column = at + j * kWidth, to = (row + i) * kTileKeys + column;
       vf p = vexp(fused(s[i][j], splat(t->scale), splat(-t->lse[row + i])));

@@ -1,6 +1,5 @@
 // AVX-512's share of vec.h's vectors, for every instruction set that builds on it: 64-byte vectors,
 // 14x32 register blocks. Included inside namespace lowrank, after isa.h and the target's pragma.
-#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
 #define VEC_PARTIAL
 #define VEC_SQRT
 #define VEC_FUSED
@@ -10,6 +9,7 @@
 #define VEC_MINMAX
 #define VEC_SCALE
 #define VEC_WIDE
+#define VEC_MANY
 
 namespace {
 constexpr int kWidth = 16;

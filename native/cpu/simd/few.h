@@ -33,12 +33,7 @@ static void stream(int64_t elements, bool start, const float* a, const T* b, int
       vf bv[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v++) bv[v] = acrossK(from + v * kWidth, bStep, single);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; i++) {
-        vf av = splatStep(ap + i);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) acc[i][v] = multiplyAdd(av, bv[v], acc[i][v]);
-      }
+      multiplyStep(ap, bv, acc);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {

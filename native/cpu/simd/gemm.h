@@ -38,7 +38,9 @@ VEC_INLINE vf partAs(const Brain* p, int64_t n) {
   return widenBrain(v);
 }
 
-#ifdef GEMM_PAIRS
+#if defined(GEMM_PAIRS) && defined(__aarch64__)
+#include "pairs_neon.h"
+#elif defined(GEMM_PAIRS)
 #include "pairs.h"
 #else
 constexpr int kPair = 1;
@@ -63,6 +65,11 @@ VEC_INLINE vf acrossKPart(const T* p, int64_t n, int64_t, bool) {
 }
 VEC_INLINE vf splatStep(const float* p) { return splat(*p); }
 VEC_INLINE vf multiplyAdd(vf a, vf b, vf sum) { return fused(a, b, sum); }
+// One step of K for MR rows, which lie side by side.
+template <int MR, int NV>
+VEC_INLINE void multiplyStep(const float* a, const vf (&b)[NV], vf (&acc)[MR][NV]) {
+  outer(a, b, acc);
+}
 #endif
 
 #ifndef VEC_TRANSPOSE
@@ -330,12 +337,7 @@ static void micro(int64_t depth, const float* a, const float* b, int64_t bStep, 
       __builtin_prefetch(a + panel, 0, 2);  // the next panel may lie in a farther cache
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; i++) {
-        vf av = splatStep(a + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, bv[j], acc[i][j]);
-      }
+      multiplyStep(a, bv, acc);
       a += MR;
       b += bStep;
     }
@@ -360,7 +362,10 @@ VEC_INLINE int blockRows(int64_t rows) {
   return rows > 2 ? 4 : (int)rows;
 }
 
-VEC_INLINE int64_t blockCols(int64_t cols) { return kVecs > 1 && cols <= kWidth ? kWidth : kCols; }
+// Width of the block used for a panel of `cols` columns: the next of kCols, kCols/2 and kWidth.
+VEC_INLINE int64_t blockCols(int64_t cols) {
+  return kVecs > 1 && cols <= kWidth ? kWidth : kVecs > 2 && cols <= kCols / 2 ? kCols / 2 : kCols;
+}
 
 // Rows and columns with the last panel filled up, as they are packed.
 static int64_t paddedRows(int64_t m) {
@@ -431,7 +436,9 @@ static void sweep(const GemmTask* t, int64_t m0, int64_t m1, int64_t n0, int64_t
     for (int64_t i = m0; i < m1; i += kRows) {
       int64_t rows = m1 - i < kRows ? m1 - i : kRows;
       int height = blockRows(rows);
-      MicroKernel kernel = panel < kCols ? pick<1>(height) : pick<kVecs>(height);
+      MicroKernel kernel = panel == kCols    ? pick<kVecs>(height)
+                           : panel == kWidth ? pick<1>(height)
+                                             : pick<kVecs / 2>(height);
       float* c = t->c + i * t->cRow + j;
       const float* a = aPack + (i - m0) * steps;
       if (rows == height && cols == panel) {

@@ -22,11 +22,13 @@ VEC_INLINE vf sums(vf* v) {
   return v[0];
 }
 
-// NR dot products of each of MR rows from element `at` on, at most kWidth of them.
+constexpr int kDots = kManyRegisters ? 16 : kWidth;  // sums of a block: a lane for each, or more
+
+// NR dot products of each of MR rows from element `at` on, at most kDots of them.
 template <int MR, int NR, bool Ahead>
 static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t aStep, int64_t n,
                      float* h, int64_t r) {
-  static_assert(MR * NR <= kWidth, "a lane for each sum");
+  static_assert(MR * NR <= kDots && kDots % kWidth == 0, "the registers have room");
   vf acc[MR][NR] = {};
   const float* row[MR];
   for (int i = 0; i < MR; i++) row[i] = x[i] + at;
@@ -51,19 +53,19 @@ static void dotBlock(const float* const* x, int64_t at, const float* a, int64_t 
       for (int i = 0; i < MR; i++) acc[i][j] = fused(loadPart(row[i] + p, n - p), av, acc[i][j]);
     }
   }
-  vf all[kWidth] = {};
+  vf all[kDots] = {};
 #pragma GCC unroll 4
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 16
     for (int j = 0; j < NR; j++) all[i * NR + j] = acc[i][j];
   }
-  vf total = sums(all);
-  if (NR == kWidth) {
-    store(h, total);
+  if (MR == 1 && NR % kWidth == 0) {
+    for (int j = 0; j < NR; j += kWidth) store(h + j, sums(all + j));
     return;
   }
-  float lane[kWidth];
-  store(lane, total);
+  float lane[kDots];
+#pragma GCC unroll 4
+  for (int j = 0; j < MR * NR; j += kWidth) store(lane + j, sums(all + j));
   for (int i = 0; i < MR; i++) {
     for (int j = 0; j < NR; j++) h[i * r + j] = lane[i * NR + j];
   }
@@ -90,13 +92,13 @@ static void rankDown(const float* const* x, int64_t at, int64_t rows, const floa
                      int64_t r, int64_t n, float* h) {
   int64_t i = 0;
   for (; i + 4 <= rows; i += 4) {
-    dotRows<4, kWidth / 4>(x + i, at, a, aStep, r, n, h + i * r, r, i + 8 <= rows);
+    dotRows<4, kDots / 4>(x + i, at, a, aStep, r, n, h + i * r, r, i + 8 <= rows);
   }
   if (i + 2 <= rows) {
-    dotRows<2, kWidth / 2>(x + i, at, a, aStep, r, n, h + i * r, r, false);
+    dotRows<2, kDots / 2>(x + i, at, a, aStep, r, n, h + i * r, r, false);
     i += 2;
   }
-  if (i < rows) dotRows<1, kWidth>(x + i, at, a, aStep, r, n, h + i * r, r, false);
+  if (i < rows) dotRows<1, kDots>(x + i, at, a, aStep, r, n, h + i * r, r, false);
 }
 
 // kWidth rows of R floats, one after another, become R vectors of a column each: every round moves
@@ -233,7 +235,7 @@ static void turnBack(const float* t, int64_t tStep, int64_t n, int64_t r, float*
   }
 }
 
-constexpr int kRankVecs = kWidth == 16 ? 4 : 2;  // vectors of a block's row that fit the registers
+constexpr int kRankVecs = kManyRegisters ? 4 : 2;  // vectors of a block's row that fit
 
 template <int MR, int NV>
 static void upBlock(float* const* c, int64_t at, const float* p, int64_t r, const float* q,
@@ -306,12 +308,7 @@ static void outerBlock(const float* const* x, int64_t at, int64_t rows, const fl
       xv[j] = load(row + j * kWidth);
       if (Ahead) __builtin_prefetch(x[rows + i] + at + j * kWidth, 0, 2);
     }
-#pragma GCC unroll 8
-    for (int k = 0; k < KR; k++) {
-      vf pv = splat(side[k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[k][j] = fused(pv, xv[j], acc[k][j]);
-    }
+    outer(side, xv, acc);
   }
 #pragma GCC unroll 8
   for (int k = 0; k < KR; k++) {

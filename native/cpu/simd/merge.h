@@ -155,7 +155,7 @@ static void mergeLines(const W* w, Y* y, int64_t step, int64_t cols, const float
 
 template <class W, class Y>
 static bool mergeAs(const RankMerge* m, int64_t rows) {
-  constexpr int MR = kWidth == 16 ? 8 : 4;
+  constexpr int MR = kManyRegisters ? 8 : 4;
   const W* w = (const W*)m->w;
   Y* y = (Y*)m->y;
   constexpr int64_t kBytes = kWidth * 4;  // of a store past the caches

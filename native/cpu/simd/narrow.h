@@ -1,7 +1,23 @@
 // Many rows of few columns, as x A^T of a low rank: A is read once where it lies. Included by
 // gemm.h; an element is summed as there.
 
-constexpr int kDirectRows = 8;  // at most what edge() has room for
+constexpr int kDirectRows = kVecs > 2 ? 4 : 8;  // at most what edge() has room for
+
+#ifdef VEC_LANES
+// Steps [L, kWidth) of K: row i's elements stand in the lanes of a[i]; those of b BStep apart.
+template <int MR, int NV, int64_t BStep, int L = 0>
+VEC_INLINE void laneSteps(const vf (&a)[MR], const float* b, vf (&acc)[MR][NV]) {
+  vf bv[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; j++) bv[j] = load(b + L * BStep + j * kWidth);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) acc[i][j] = fusedLane<L>(bv[j], a[i], acc[i][j]);
+  }
+  if constexpr (L + 1 < kWidth) laneSteps<MR, NV, BStep, L + 1>(a, b, acc);
+}
+#endif
 
 // c[MR][NV*kWidth] (+)= alpha * a b (+ bias); a in its place, rows aStep apart; b packed.
 template <int MR, int NV>
@@ -15,7 +31,16 @@ static void direct(int64_t depth, const float* a, int64_t aStep, const float* b,
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) acc[i][j] = splat(0.0f);
   }
-  for (int64_t p = 0; p < depth; p++, b += NV * kWidth) {
+  int64_t p = 0;
+#ifdef VEC_LANES
+  for (; p + kWidth <= depth; p += kWidth, b += NV * kWidth * kWidth) {
+    vf av[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) av[i] = load(row[i] + p);
+    laneSteps<MR, NV, NV * kWidth>(av, b, acc);
+  }
+#endif
+  for (; p < depth; p++, b += NV * kWidth) {
     vf bv[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
@@ -68,7 +93,9 @@ static void narrow(const GemmTask* t, int64_t m0, int64_t m1) {
       for (int64_t j = 0; j < t->n; j += kCols) {
         int64_t cols = t->n - j < kCols ? t->n - j : kCols, panel = blockCols(cols);
         const float* b = t->bPack + (p0 - t->k0) * width + j * depth;
-        DirectKernel kernel = panel < kCols ? pickDirect<1>(rows) : pickDirect<kVecs>(rows);
+        DirectKernel kernel = panel == kCols    ? pickDirect<kVecs>(rows)
+                              : panel == kWidth ? pickDirect<1>(rows)
+                                                : pickDirect<kVecs / 2>(rows);
         Update u = updateOf(t, p0, j);
         float* c = t->c + i * t->cRow + j;
         if (cols == panel) {

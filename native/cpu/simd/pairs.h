@@ -61,3 +61,13 @@ VEC_INLINE vf splatStep(const float* p) {
 VEC_INLINE vf multiplyAdd(vf a, vf b, vf sum) {
   return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
+// One step of K for MR rows, which lie side by side.
+template <int MR, int NV>
+VEC_INLINE void multiplyStep(const float* a, const vf (&b)[NV], vf (&acc)[MR][NV]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) {
+    vf av = splatStep(a + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) acc[i][j] = multiplyAdd(av, b[j], acc[i][j]);
+  }
+}

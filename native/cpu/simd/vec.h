@@ -17,10 +17,29 @@ typedef double vd_any __attribute__((vector_size(kWidth * 4), aligned(8), may_al
 typedef float vq __attribute__((vector_size(kWidth * 2)));
 typedef float vq_any __attribute__((vector_size(kWidth * 2), aligned(4), may_alias));
 
+#ifdef VEC_MANY
+constexpr bool kManyRegisters = true;  // 32 of them, not 16
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
 VEC_INLINE vf splat(float x) { return x - (vf){}; }
 VEC_INLINE vi isplat(int32_t x) { return x - (vi){}; }
 VEC_INLINE vf load(const float* p) { return *(const vf_any*)p; }
 VEC_INLINE void store(float* p, vf v) { *(vf_any*)p = v; }
+
+// Lane i is lane index[i] of a and, behind them, b; the index must be known to the compiler.
+#ifdef __clang__
+template <class V>
+VEC_INLINE V SHUFFLE2(V a, V b, vi index) {
+  V v = {};
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kWidth; i++) v[i] = index[i] < kWidth ? a[index[i]] : b[index[i] - kWidth];
+  return v;
+}
+#else
+#define SHUFFLE2(a, b, index) __builtin_shuffle(a, b, index)
+#endif
 
 VEC_INLINE vi lanes() {
   vi v = {};
@@ -28,7 +47,7 @@ VEC_INLINE vi lanes() {
   return v;
 }
 
-// The first n < kWidth elements, zeros behind them.
+// The first n <= kWidth elements, zeros behind them.
 #ifndef VEC_PARTIAL
 VEC_INLINE vf loadPart(const float* p, int64_t n) {
   vf v = {};
@@ -52,6 +71,19 @@ VEC_INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 // what the compiler sees around it.
 #ifndef VEC_FUSED
 VEC_INLINE vf fused(vf a, vf b, vf c) { return a * b + c; }
+#endif
+
+// acc[i][j] += a[i] b[j]
+#ifndef VEC_LANES
+template <int MR, int NV>
+VEC_INLINE void outer(const float* a, const vf (&b)[NV], vf (&acc)[MR][NV]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) {
+    vf av = splat(a[i]);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) acc[i][j] = fused(av, b[j], acc[i][j]);
+  }
+}
 #endif
 
 #ifndef VEC_SQRT
