@@ -45,8 +45,8 @@ struct CudaContext {
   DeviceMemory memory;
   Fault* fault = nullptr;  // the host's address; pinned
   Fault* faultOnDevice = nullptr;
-  bool brain = false;          // products with a bf16 factor round the other one to bf16, too
-  bool tf32 = false;           // products of f32 may round their factors to TF32
+  bool brain = false;  // products with a bf16 factor round the other one to bf16, too
+  bool tf32 = false;   // products of f32 may round their factors to TF32
   // A row's bits depend on nothing but the row: the way of a product follows from k, n and the
   // dtypes, attention's from the heads.
   bool batchInvariant = false;
