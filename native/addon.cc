@@ -16,7 +16,7 @@ namespace {
 
 using namespace lowrank;
 
-constexpr const char* kContract = "8";  // of docs/kernels.md
+constexpr const char* kContract = "9";  // of docs/kernels.md
 constexpr size_t kMinCommands = 4096;
 constexpr double kMaxInteger = 9007199254740992.0;  // 2^53
 

@@ -137,6 +137,62 @@ onCuda('a bias, by the library where it is f32', () => {
   assert.equal(lines, ['type 0, 33 x 24 x 40, batch 1, bias']);
 });
 
+onCuda('GELU by the library under compute bf16 alone, and what it is taken of where asked', () => {
+  const backend = cuda as NonNullable<typeof cuda>;
+  const shapes = [
+    { m: 33, n: 24, what: '33 x 24 x 40, batch 1' },
+    { m: 20, n: 17, what: '20 x 17 x 40, batch 1' },
+  ];
+  const call = (on: Backend, { m, n }: { m: number; n: number }, form: number, kept: boolean) =>
+    scope(() => {
+      const make = (shape: Shape, stream: number, dtype: Stored = 'f32') =>
+        tensor(normal({ seed: 5, stream }, numel(shape)), shape, { backend: on, dtype });
+      const made = [make([m, n], 4), ...(kept ? [make([m, n], 5)] : [])];
+      // Both factors rounded, so that the exact product is what bf16's must be.
+      const inputs = [make([m, 40], 1, 'bf16'), make([n, 40], 2, 'bf16'), make([n], 3)];
+      on.run('activatedLinear', [...inputs, ...made], [0, form, kept ? 1 : 0]);
+      return made.map((t) => t.toNumbers());
+    });
+  const tanh = 3;
+  for (const shape of shapes) {
+    for (const kept of FLAGS) {
+      for (const [compute, form] of [
+        ['exact', tanh],
+        ['bf16', tanh],
+        ['bf16', 2],
+      ] as const) {
+        backend.setCompute(compute);
+        const lines = products(() => {
+          const want = call(reference, shape, form, kept);
+          call(backend, shape, form, kept).forEach((got, i) => {
+            agree(got, want[i] as number[], `${shape.what}, output ${i}`);
+          });
+        });
+        backend.setCompute('exact');
+        // Lines of what is kept are whole eights, or the kernel of its own follows.
+        const own = compute === 'exact' || form !== tanh || (kept && shape.n % 8 !== 0);
+        const how = own ? '' : `, gelu${kept ? ', aux' : ''}`;
+        assert.equal(lines, [`type 14, ${shape.what}, bias${how}`], `${compute}, form ${form}`);
+      }
+    }
+  }
+  process.env.LOWRANK_SHIM_BLAS_REFUSE = 'gelu';
+  backend.setCompute('bf16');
+  try {
+    const shape = { m: 41, n: 24 };
+    const lines = products(() => {
+      const want = call(reference, shape, tanh, true);
+      call(backend, shape, tanh, true).forEach((got, i) => {
+        agree(got, want[i] as number[], `refused, output ${i}`);
+      });
+    });
+    assert.equal(lines, ['type 14, 41 x 24 x 40, batch 1, bias']);
+  } finally {
+    delete process.env.LOWRANK_SHIM_BLAS_REFUSE;
+    backend.setCompute('exact');
+  }
+});
+
 onCuda('batches of one step by the library, others by tiles', () => {
   const batch = (a: Shape, b: Shape, y: Shape): Product => ({ a, b, y, attrs: [0, 0, 1, 0] });
   const cases: readonly (readonly [Product, number])[] = [

@@ -75,9 +75,13 @@ function expectStored(
   });
 }
 
-/** Whether the gradient reads the output, which was rounded: attention's does. */
-const readsRounded = (c: Case, got: Result) =>
-  ['attention', 'fusedAttention'].includes(c.op.spec.name) && got.outputs[0]?.dtype === 'bf16';
+/**
+ * Whether a gradient reads what was rounded: attention's output, or the one half of dx that
+ * gatedLinear adds the other to.
+ */
+const readsRounded = (c: Case, got: Result, i: number) =>
+  (['attention', 'fusedAttention'].includes(c.op.spec.name) && got.outputs[0]?.dtype === 'bf16') ||
+  (c.op.spec.name === 'gatedLinear' && got.gradDTypes[i] === 'bf16');
 
 /** Runs a case with its inputs stored in these dtypes and compares everything with the oracle. */
 export function check(
@@ -96,7 +100,7 @@ export function check(
   });
   got.grads.forEach((g, i) => {
     if (!g) return;
-    const rtol = readsRounded(c, got) ? 2 ** -6 : RTOL;
+    const rtol = readsRounded(c, got, i) ? 2 ** -6 : RTOL;
     const dtype = got.gradDTypes[i] as DType;
     expectStored(g, want.grads[i] as Float64Array, dtype, rtol, `${what}, gradient ${i}`);
   });

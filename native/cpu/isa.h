@@ -30,6 +30,8 @@ enum Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kBinaryCount };
 // dx = op'(x) * dy
 enum UnaryGrad { kSiluGrad, kGeluErfGrad, kGeluTanhGrad, kUnaryGradCount };
 
+struct Finish;
+
 // C[M,N] = alpha * A[M,K] B[K,N] (+ C) (+ bias[N]). Strides in elements; types are DType codes.
 struct GemmTask {
   int64_t m, n, k;
@@ -48,6 +50,8 @@ struct GemmTask {
   const float *aPack, *bPack;  // all of A or of B for that part, packed; or null
   // What this thread packs next, to be fetched early: columns (with bPack, rows) and where in K.
   int64_t next0, next1, nextK;
+  // What is done to C where its sums are complete, by who calls the functions below; or null.
+  const Finish* finish;
 };
 
 // The products of one kind of arithmetic. An element's bits depend on K and its own row and column

@@ -3,11 +3,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <utility>
 
 #include "kernels.h"
 
 namespace lowrank {
+
+// f(i, n): elements [i, i + n) of C, of one row, have their last term. They are in cache still.
+struct Finish {
+  std::function<void(int64_t, int64_t)> f;
+};
 
 namespace {
 
@@ -120,6 +126,12 @@ int64_t evenly(int64_t total, int64_t threads, int64_t tile, int64_t least, int6
   return best;
 }
 
+// To be called by who has added the terms of a task to a part of C.
+void finish(const GemmTask& t, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  if (!t.finish || t.k1 < t.k) return;
+  for (int64_t i = m0; i < m1; i++) t.finish->f(i * t.cRow + n0, n1 - n0);
+}
+
 // Cut along the longer side of C; the factor of the other side is packed once for all, and each
 // part packs its own share of the other factor, so that nothing is packed twice.
 // Where `halves` is given, what is complete is rounded to there, too, while it is close.
@@ -154,6 +166,7 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task, uint16
       for (int64_t m = m0; halves && t.k1 == t.k && m < m1; m++) {
         c.isa->narrowBf16(t.c + m * t.cRow + n0, halves + m * t.cRow + n0, n1 - n0);
       }
+      finish(part, m0, m1, n0, n1);
     });
   });
 }
@@ -176,6 +189,7 @@ void fewRows(Context& c, const GemmKernels& g, const GemmTask& task) {
       part.next1 = next > i ? std::min(part.next0 + cols, t.n) : part.next0;
       if (end > n0) g.few(&part, n0, end, scratch.of(worker));
       if (n1 > end) g.gemm(&part, 0, t.m, std::max(n0, end), n1, scratch.of(worker));
+      finish(part, 0, t.m, n0, n1);
     });
   });
 }
@@ -203,8 +217,10 @@ void fewColumns(Context& c, const GemmKernels& g, const GemmTask& task) {
 void narrowProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t rows = partOf(task.m, partsFor(c, task), 8, 16, task.m);
   withPacked(c, g, task, false, [&](const GemmTask& t) {
-    blocks(c, t, rows, t.n,
-           [&](int64_t m0, int64_t m1, int64_t, int64_t, int) { g.narrow(&t, m0, m1); });
+    blocks(c, t, rows, t.n, [&](int64_t m0, int64_t m1, int64_t, int64_t, int) {
+      g.narrow(&t, m0, m1);
+      finish(t, m0, m1, 0, t.n);
+    });
   });
 }
 
@@ -217,7 +233,8 @@ bool single(Context& c, const GemmKernels& g, const GemmTask& t, uint16_t* halve
   } else if (t.m * t.n * t.k <= kSmall) {
     Scratch scratch(c, g);
     g.gemm(&t, 0, t.m, 0, t.n, scratch.of(0));
-  } else if (t.n <= g.fewRows && t.aRow == 1 && !t.bias) {
+    finish(t, 0, t.m, 0, t.n);
+  } else if (t.n <= g.fewRows && t.aRow == 1 && !t.bias && !t.finish) {
     fewColumns(c, g, t);
   } else if (narrow) {
     narrowProduct(c, g, t);
@@ -303,6 +320,7 @@ bool emptyDepth(const GemmTask& g, int64_t rows, int64_t cols) {
   for (int64_t i = 0; i < rows; i++) {
     for (int64_t j = 0; j < cols; j++) g.c[i * cols + j] = g.bias ? g.bias[j] : 0.0f;
   }
+  finish(g, 0, rows, 0, cols);
   return true;
 }
 
@@ -344,20 +362,109 @@ void matmul(const Args& args) {
   result.settle();
 }
 
+// c = x wᵀ (+ bias), and then `last`. Whether it was rounded to `halves`, too.
+bool layer(const Args& args, const LinearCall& p, const View& w, const float* bias, float* c,
+           const Finish* last, uint16_t* halves = nullptr) {
+  const View& x = args[0];
+  GemmTask g =
+      gemmTask(p.m, p.n, p.k, {x.data, static_cast<int>(x.dtype), p.k, 1},
+               {w.data, static_cast<int>(w.dtype), p.turned ? p.n : 1, p.turned ? 1 : p.k}, c, p.n);
+  g.bias = bias;
+  g.finish = last;
+  if (emptyDepth(g, p.m, p.n)) return false;
+  return product(args.context, g, x.count, w.count, {1, nullptr, nullptr}, halves);
+}
+
+Floats biasOf(const Args& args, const LinearCall& p, size_t i) {
+  return p.biased ? floats(args, i) : Floats(nullptr);
+}
+
 void linear(const Args& args) {
   LinearCall p = linearCall(args);
-  const View &x = args[0], &w = args[1];
-  Floats bias = p.biased ? floats(args, 2) : Floats(nullptr);
-  GemmTask g = gemmTask(p.m, p.n, p.k, {x.data, static_cast<int>(x.dtype), p.k, 1},
-                        {w.data, static_cast<int>(w.dtype), p.turned ? p.n : 1, p.turned ? 1 : p.k},
-                        nullptr, p.n);
+  Floats bias = biasOf(args, p, 2);
   Activations result(args, p.y);
-  g.c = result;
-  g.bias = bias;
-  if (emptyDepth(g, p.m, p.n)) return result.settle();
-  if (!product(args.context, g, x.count, w.count, {1, nullptr, nullptr}, halvesOf(p.y))) {
-    result.settle();
+  if (!layer(args, p, args[1], bias, result, nullptr, halvesOf(p.y))) result.settle();
+}
+
+// What an activation is taken of, as f32 and rounded as its result is: a tensor that keeps it, or
+// scratch memory, or `spare`.
+class Inner {
+ public:
+  // `place` of the tensor, 0 where it is not kept.
+  Inner(const Args& args, const View& y, size_t place, float* spare)
+      : isa_(args.context.isa),
+        brain_(y.dtype == DType::bf16),
+        bits_(brain_ && place ? args[place].as<uint16_t>() : nullptr),
+        held_(args.context.memory, brain_ || !(place || spare) ? Scratch::bytesOf(y.count) : 0) {
+    data_ = brain_ || !(place || spare) ? held_.as<float>()
+            : place                     ? args[place].as<float>()
+                                        : spare;
   }
+  float* data() const { return data_; }
+  // Elements [i, i + n), at most kBlock of them.
+  const float* rounded(int64_t i, int64_t n) const {
+    uint16_t own[kBlock];
+    uint16_t* to = bits_ ? bits_ + i : own;
+    if (brain_) {
+      isa_->narrowBf16(data_ + i, to, n);
+      isa_->widenBf16(to, data_ + i, n);
+    }
+    return data_ + i;
+  }
+  static constexpr int64_t kBlock = 512;
+
+ private:
+  const IsaTable* isa_;
+  bool brain_;
+  uint16_t* bits_;
+  Workspace held_;
+  float* data_;
+};
+
+// f(i, n, to) writes elements [i, i + n) of y, of f32 or bf16, as f32.
+template <class F>
+Finish into(const Args& args, const View& y, F f) {
+  const IsaTable* isa = args.context.isa;
+  if (y.dtype == DType::f32) {
+    float* to = y.as<float>();
+    return {[=](int64_t i, int64_t n) { f(i, n, to + i); }};
+  }
+  uint16_t* to = y.as<uint16_t>();
+  return {[=](int64_t from, int64_t n) {
+    for (int64_t i = from; i < from + n; i += Inner::kBlock) {
+      int64_t some = std::min(Inner::kBlock, from + n - i);
+      float block[Inner::kBlock];
+      f(i, some, block);
+      isa->narrowBf16(block, to + i, some);
+    }
+  }};
+}
+
+void activatedLinear(const Args& args) {
+  ActivatedCall p = activatedCall(args);
+  constexpr Unary kOf[kActivationCount] = {kRelu, kSilu, kGeluErf, kGeluTanh};
+  auto f = args.context.isa->unary[kOf[p.activation]];
+  const View& y = p.linear.y;
+  Inner inner(args, y, p.inner, y.dtype == DType::f32 ? y.as<float>() : nullptr);
+  Finish last =
+      into(args, y, [&](int64_t i, int64_t n, float* to) { f(inner.rounded(i, n), to, n); });
+  Floats bias = biasOf(args, p.linear, 2);
+  layer(args, p.linear, args[1], bias, inner.data(), &last);
+}
+
+// The gate as a whole, then up, whose parts are finished with the gate's.
+void gatedLinear(const Args& args) {
+  GatedCall p = gatedCall(args);
+  const View& y = p.up.y;
+  Inner gate(args, y, p.inner, nullptr);
+  Inner up(args, y, p.inner ? p.inner + 1 : 0, y.dtype == DType::f32 ? y.as<float>() : nullptr);
+  auto f = args.context.isa->swiglu;
+  Finish last = into(args, y, [&](int64_t i, int64_t n, float* to) {
+    f(gate.rounded(i, n), up.rounded(i, n), to, n);
+  });
+  Floats gateBias = biasOf(args, p.gate, 3), upBias = biasOf(args, p.up, 4);
+  layer(args, p.gate, args[1], gateBias, gate.data(), nullptr);
+  layer(args, p.up, args[2], upBias, up.data(), &last);
 }
 
 }  // namespace
@@ -365,6 +472,8 @@ void linear(const Args& args) {
 void registerMatmul(Registry& r) {
   r.push_back({"matmul", matmul});
   r.push_back({"linear", linear});
+  r.push_back({"activatedLinear", activatedLinear});
+  r.push_back({"gatedLinear", gatedLinear});
 }
 
 }  // namespace lowrank

@@ -18,7 +18,8 @@ constexpr int kFloat32 = 0, kHalf = 2, kBfloat16 = 14;                    // cud
 constexpr int kCompute32F = 68, kComputeFastTf32 = 77;                    // cublasComputeType_t
 constexpr int kAsIs = 0, kTransposed = 1;                                 // cublasOperation_t
 constexpr int kTransA = 3, kTransB = 4, kEpilogue = 7, kBiasPointer = 8;  // of a product
-constexpr uint32_t kEpilogueDefault = 1, kEpilogueBias = 4;
+constexpr int kAuxPointer = 11, kAuxLd = 12;
+constexpr uint32_t kEpilogueDefault = 1, kEpilogueBias = 4, kEpilogueGelu = 32, kEpilogueAux = 128;
 constexpr int kBatchCount = 5, kBatchOffset = 6;      // of a layout
 constexpr int kMaxWorkspace = 1, kReductionMask = 3;  // of a preference
 constexpr int kAlignmentA = 5;                        // then of B, C and D
@@ -198,7 +199,7 @@ class Blas {
     if (handle_) api.destroy(handle_);
   }
 
-  bool product(const CudaArgs& args, const Product& p);
+  bool product(const CudaArgs& args, const Product& p, bool& after);
   bool there() const { return handle_ != nullptr; }
 
   std::string state() const {
@@ -206,19 +207,20 @@ class Blas {
     if (!api.library) return api.state;
     if (!handle_) return "own kernels; " + api.state + " does not start on this device";
     size_t refused = 0;
-    for (const auto& [key, plan] : plans_) refused += plan.usable ? 0 : 1;
+    for (const auto& [key, plan] : plans_) refused += plan.usable || plan.gelu ? 0 : 1;
     if (refused == 0) return api.state;
     return api.state +
            "; own kernels where it has no way (shapes so far: " + std::to_string(refused) + ")";
   }
 
  private:
-  using Key = std::array<int64_t, 21>;
+  using Key = std::array<int64_t, 22>;
   struct Plan {
     void *desc = nullptr, *a = nullptr, *b = nullptr, *y = nullptr;
     Algo algo = {};
     size_t workspace = 0;
     bool usable = false;
+    bool gelu = false;  // without which the product itself may have a way
   };
 
   static void drop(Plan& plan) {
@@ -228,8 +230,9 @@ class Blas {
       if (layout) api.layoutDestroy(layout);
     }
   }
-  bool prepare(Plan& plan, const Key& key, const void* bias);
+  bool prepare(Plan& plan, const Key& key, const void* bias, const void* aux);
   bool choose(Plan& plan, const Key& key);
+  bool multiply(const CudaArgs& args, const Product& p, uint32_t epilogue);
 
   void* handle_ = nullptr;
   std::map<Key, Plan> plans_;
@@ -241,14 +244,15 @@ namespace {
 enum Field : size_t {
   kType = 0,
   kTf32 = 1,
-  kBias = 2,
+  kEpilogueOf = 2,
   kBatch = 3,
   kLeft = 4,   // rows, columns, leading dimension, step, operation
   kRight = 9,  // the same
   kRows = 14,
   kCols = 15,
-  kAligned = 16,  // the left factor, the right one, y and the bias, in bytes
-  kResult = 20    // type of y
+  // The left factor, the right one, y, the bias and what y is made of, in bytes.
+  kAligned = 16,
+  kResult = 21  // type of y
 };
 enum Part : size_t { kStep = 3, kOp = 4 };
 
@@ -293,7 +297,7 @@ bool Blas::choose(Plan& plan, const Key& key) {
   return good;
 }
 
-bool Blas::prepare(Plan& plan, const Key& key, const void* bias) {
+bool Blas::prepare(Plan& plan, const Key& key, const void* bias, const void* aux) {
   const Api& api = theApi();
   int type = static_cast<int>(key[kType]);
   int compute = key[kTf32] ? kComputeFastTf32 : kCompute32F;
@@ -303,12 +307,14 @@ bool Blas::prepare(Plan& plan, const Key& key, const void* bias) {
   }
   int32_t left = static_cast<int32_t>(key[kLeft + kOp]),
           right = static_cast<int32_t>(key[kRight + kOp]);
-  uint32_t epilogue = key[kBias] ? kEpilogueBias : kEpilogueDefault;
+  uint32_t epilogue = static_cast<uint32_t>(key[kEpilogueOf]);
   int64_t y[3] = {key[kRows], key[kCols], key[kRows]};
   return api.descSet(plan.desc, kTransA, &left, sizeof left) == kSuccess &&
          api.descSet(plan.desc, kTransB, &right, sizeof right) == kSuccess &&
          api.descSet(plan.desc, kEpilogue, &epilogue, sizeof epilogue) == kSuccess &&
          (!bias || api.descSet(plan.desc, kBiasPointer, &bias, sizeof bias) == kSuccess) &&
+         (!aux || (api.descSet(plan.desc, kAuxPointer, &aux, sizeof aux) == kSuccess &&
+                   api.descSet(plan.desc, kAuxLd, &key[kRows], sizeof(int64_t)) == kSuccess)) &&
          makeLayout(&plan.a, type, &key[kLeft], key[kBatch], key[kLeft + kStep]) &&
          makeLayout(&plan.b, type, &key[kRight], key[kBatch], key[kRight + kStep]) &&
          makeLayout(&plan.y, static_cast<int>(key[kResult]), y, key[kBatch],
@@ -316,7 +322,26 @@ bool Blas::prepare(Plan& plan, const Key& key, const void* bias) {
          choose(plan, key);
 }
 
-bool Blas::product(const CudaArgs& args, const Product& p) {
+// The library's GELU is the tanh form in an arithmetic of its own, so it is for `compute: bf16`,
+// which rounds more than that. What it is taken of is written beside y in lines of whole eights.
+bool libraryGelu(const CudaArgs& args, const Product& p) {
+  return args.device.brain && p.after.to && !p.after.gate && p.after.activation == kGeluTanhOf &&
+         !p.accumulate && p.batches.count == 1 && (p.after.only || p.n % 8 == 0);
+}
+
+bool Blas::product(const CudaArgs& args, const Product& p, bool& after) {
+  after = false;
+  uint32_t epilogue = p.bias ? kEpilogueBias : kEpilogueDefault;
+  if (libraryGelu(args, p)) {
+    uint32_t gelu =
+        kEpilogueGelu | (p.bias ? kEpilogueBias : 0) | (p.after.only ? 0 : kEpilogueAux);
+    after = multiply(args, p, gelu);
+    if (after) return true;
+  }
+  return multiply(args, p, epilogue);
+}
+
+bool Blas::multiply(const CudaArgs& args, const Product& p, uint32_t epilogue) {
   const Api& api = theApi();
   int64_t aStep = 0, bStep = 0;
   bool fits = handle_ && p.a.dtype == p.b.dtype && p.batches.count <= INT32_MAX &&
@@ -327,7 +352,7 @@ bool Blas::product(const CudaArgs& args, const Product& p) {
   Key key = {};
   key[kType] = typeOf(p.a.dtype);
   key[kTf32] = args.device.tf32 && p.a.dtype == DType::f32;
-  key[kBias] = p.bias != nullptr;
+  key[kEpilogueOf] = epilogue;
   key[kBatch] = p.batches.count;
   int64_t* at = &key[kLeft];
   for (const Layout& l : {left, right}) {
@@ -336,22 +361,26 @@ bool Blas::product(const CudaArgs& args, const Product& p) {
   key[kResult] = typeOf(p.yType);
   key[kRows] = p.n;
   key[kCols] = p.m;
-  const void* pointers[] = {p.b.data, p.a.data, p.y, p.bias};
-  for (size_t i = 0; i < 4; i++) key[kAligned + i] = alignmentOf(pointers[i]);
+  bool gelu = (epilogue & kEpilogueGelu) != 0;
+  void* y = gelu ? p.after.to : p.y;
+  const void* aux = (epilogue & kEpilogueAux) != 0 ? p.y : nullptr;
+  const void* pointers[] = {p.b.data, p.a.data, y, p.bias, aux};
+  for (size_t i = 0; i < 5; i++) key[kAligned + i] = alignmentOf(pointers[i]);
   auto [place, fresh] = plans_.try_emplace(key);
   Plan& plan = place->second;
-  if (fresh) plan.usable = prepare(plan, key, p.bias);
+  plan.gelu = gelu;
+  if (fresh) plan.usable = prepare(plan, key, p.bias, aux);
   if (!plan.usable) return false;
-  if (p.bias && api.descSet(plan.desc, kBiasPointer, &p.bias, sizeof p.bias) != kSuccess) {
+  if ((p.bias && api.descSet(plan.desc, kBiasPointer, &p.bias, sizeof p.bias) != kSuccess) ||
+      (aux && api.descSet(plan.desc, kAuxPointer, &aux, sizeof aux) != kSuccess)) {
     plan.usable = false;
     return false;
   }
   Workspace held = plan.workspace ? Workspace(args.device.memory, plan.workspace) : Workspace();
   float beta = p.accumulate ? 1.0f : 0.0f;
-  int status =
-      api.matmul(handle_, plan.desc, &p.alpha, p.b.data, plan.a, p.a.data, plan.b, &beta, p.y,
-                 plan.y, p.y, plan.y, &plan.algo, plan.workspace ? held.as<void>() : nullptr,
-                 plan.workspace, args.device.stream);
+  int status = api.matmul(
+      handle_, plan.desc, &p.alpha, p.b.data, plan.a, p.a.data, plan.b, &beta, y, plan.y, y, plan.y,
+      &plan.algo, plan.workspace ? held.as<void>() : nullptr, plan.workspace, args.device.stream);
   // A refused call has done nothing; what ran and failed shows at the next check of the stream.
   if (status != kSuccess) plan.usable = false;
   return status == kSuccess;
@@ -366,8 +395,8 @@ Blas& blasOf(CudaContext& context) {
 
 }  // namespace
 
-bool blasProduct(const CudaArgs& args, const Product& p) {
-  return blasOf(args.device).product(args, p);
+bool blasProduct(const CudaArgs& args, const Product& p, bool& after) {
+  return blasOf(args.device).product(args, p, after);
 }
 
 bool blasThere(CudaContext& context) { return blasOf(context).there(); }

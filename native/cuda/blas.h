@@ -13,8 +13,8 @@ namespace lowrank {
 class Blas;
 
 // Computes p where cuBLASLt can: both factors of one type, batches by one step. Says whether it
-// did.
-bool blasProduct(const CudaArgs& args, const Product& p);
+// did, and in `after` whether what is made of y is done, too.
+bool blasProduct(const CudaArgs& args, const Product& p, bool& after);
 
 // Whether there is a library at all.
 bool blasThere(CudaContext& context);

@@ -1,5 +1,6 @@
 // Elementwise ops, activations and their gradients; binary ones broadcast as NumPy does.
 #include "../common/calls/elementwise.h"
+#include "activations.cuh"
 #include "map.cuh"
 
 namespace lowrank {
@@ -67,15 +68,7 @@ __global__ void __launch_bounds__(kThreads)
     }                                                                                         \
   };
 
-constexpr float kRootTwoOverPi = 0.7978845608028654f;
-constexpr float kGeluCubic = 0.044715f;  // Hendrycks and Gimpel, Gaussian Error Linear Units
 constexpr float kRootHalfOverPi = 0.3989422804014327f;  // 1 / sqrt(2 pi)
-
-__device__ __forceinline__ float sigmoidOf(float x) { return 1.0f / (1.0f + expf(-x)); }
-// 0.5 (1 + tanh u) = sigmoid(2 u)
-__device__ __forceinline__ float geluSigmoid(float x) {
-  return sigmoidOf(2.0f * kRootTwoOverPi * (x + kGeluCubic * x * x * x));
-}
 
 PAIR(Add, a + b)
 PAIR(Sub, a - b)
@@ -91,10 +84,10 @@ MAP(Sqrt, sqrtf(x))
 MAP(Rsqrt, 1.0f / sqrtf(x))
 MAP(Tanh, tanhf(x))
 MAP(Sigmoid, sigmoidOf(x))
-MAP(Relu, x <= 0.0f ? 0.0f : x)
-MAP(Silu, x* sigmoidOf(x))
-MAP(GeluErf, x* normcdff(x))
-MAP(GeluTanh, x* geluSigmoid(x))
+MAP(Relu, reluOf(x))
+MAP(Silu, siluOf(x))
+MAP(GeluErf, geluErfOf(x))
+MAP(GeluTanh, geluTanhOf(x))
 
 struct Affine {
   float scale, shift;
@@ -130,7 +123,7 @@ struct GeluTanhGrad {
 
 struct Swiglu {
   __device__ __forceinline__ void operator()(const float (&in)[2], float (&out)[1]) const {
-    out[0] = in[0] * sigmoidOf(in[0]) * in[1];
+    out[0] = swigluOf(in[0], in[1]);
   }
 };
 

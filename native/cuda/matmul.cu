@@ -2,7 +2,7 @@
 // y, and where those are few, along k, too; the parts of a sum are added in order.
 #include <algorithm>
 
-#include "../common/calls/matmul.h"
+#include "activations.cuh"
 #include "matmul.cuh"
 
 namespace lowrank {
@@ -120,6 +120,7 @@ __global__ void __launch_bounds__(kThreads, kPerSm) tileKernel(Product p, Cut cu
       }
     }
   }
+  if (whole) finishTile<kThreads>(p, batch, m0, BM, n0, BN);
 }
 
 // The parts of a sum, in order.
@@ -130,8 +131,7 @@ __global__ void __launch_bounds__(kThreads) addPartsKernel(Product p, Cut cut) {
   float sum = cut.parts[i];
   for (int s = 1; s < cut.splits; s++) sum += cut.parts[s * count + i];
   float value = p.alpha * sum + biasAt(p, i % p.n);
-  AnyOut y(p.y, p.yType);
-  y.set(i, p.accumulate ? y[i] + value : value);
+  settle(p, i, p.accumulate ? AnyOut(p.y, p.yType)[i] + value : value);
 }
 
 // Few rows against a weight read along k: a warp for each column of y reads it once.
@@ -158,17 +158,16 @@ __global__ void __launch_bounds__(kThreads) fewRowsKernel(Product p, Cut cut) {
   for (int i = 0; i < M; i++) {
     float total = warpSum(sum[i]);
     if (lane != 0 || i >= p.m) continue;
-    AnyOut y(p.y, p.yType);
     int64_t at = i * p.n + column;
     float value = p.alpha * total + biasAt(p, column);
-    y.set(at, p.accumulate ? y[at] + value : value);
+    settle(p, at, p.accumulate ? AnyOut(p.y, p.yType)[at] + value : value);
   }
 }
 
 // y = bias, or untouched where it accumulates: what a product over no terms is.
 __global__ void __launch_bounds__(kThreads) noTermsKernel(Product p) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < p.batches.count * p.m * p.n) AnyOut(p.y, p.yType).set(i, biasAt(p, i % p.n));
+  if (i < p.batches.count * p.m * p.n) settle(p, i, biasAt(p, i % p.n));
 }
 
 // Whether four neighbours of a factor may be read at once wherever a tile begins.
@@ -252,24 +251,51 @@ void matmul(const CudaArgs& args) {
   product(args, p);
 }
 
-void linear(const CudaArgs& args) {
-  LinearCall c = linearCall(args);
-  const View &x = args[0], &w = args[1];
+// y = x wᵀ (+ b), of which `after` is made.
+void layer(const CudaArgs& args, const LinearCall& c, LinearPlaces at, void* y,
+           const After& after) {
+  const View &x = args[at.x], &w = args[at.w];
   Product p = {};
   if (c.biased) {
-    p.bias = args[2].data;
-    p.biasType = args[2].dtype;
+    p.bias = args[at.b].data;
+    p.biasType = args[at.b].dtype;
   }
   p.m = c.m;
   p.n = c.n;
   p.k = c.k;
   p.a = {x.data, x.dtype, c.k, 1, x.count};
   p.b = {w.data, w.dtype, c.turned ? c.n : 1, c.turned ? 1 : c.k, w.count};
-  p.y = c.y.data;
+  p.y = y;
   p.yType = c.y.dtype;
   p.alpha = 1;
   p.batches.count = 1;
+  p.after = after;
   product(args, p);
+}
+
+void linear(const CudaArgs& args) {
+  LinearCall c = linearCall(args);
+  layer(args, c, {0, 1, 2, 0}, c.y.data, {});
+}
+
+void activatedLinear(const CudaArgs& args) {
+  ActivatedCall c = activatedCall(args);
+  void* y = c.linear.y.data;
+  void* inner = c.inner ? args[c.inner].data : y;
+  layer(args, c.linear, {0, 1, 2, 0}, inner, {y, nullptr, c.activation, !c.inner});
+}
+
+// The gate as a whole, then up, which meets it at its end.
+void gatedLinear(const CudaArgs& args) {
+  GatedCall c = gatedCall(args);
+  void* y = c.up.y.data;
+  const View& like = c.up.y;
+  uint64_t bytes = c.inner ? 0 : static_cast<uint64_t>(like.count) * dtypeSize(like.dtype);
+  Workspace held = bytes ? Workspace(args.device.memory, bytes) : Workspace();
+  void* gate = c.inner ? args[c.inner].data : bytes ? held.as<void>() : nullptr;
+  void* up = c.inner ? args[c.inner + 1].data : y;
+  layer(args, c.gate, {0, 1, 3, 0}, gate, {});
+  layer(args, c.up, {0, 2, 4, 0}, up, {y, gate, kSiluOf, !c.inner});
 }
 
 }  // namespace
@@ -298,6 +324,8 @@ void tiledProduct(const CudaArgs& args, const Product& p) {
 void registerMatmul(CudaRegistry& r) {
   r.push_back({"matmul", matmul});
   r.push_back({"linear", linear});
+  r.push_back({"activatedLinear", activatedLinear});
+  r.push_back({"gatedLinear", gatedLinear});
 }
 
 }  // namespace lowrank

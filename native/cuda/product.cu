@@ -1,8 +1,9 @@
 // The choice of a way to multiply, by the shape, or, where products are batch-invariant, by k, n
 // and the dtypes alone. A product's factors get one type first: in `compute: bf16` an f32 factor
 // that meets a bf16 one is rounded, otherwise the narrower one is widened.
+#include "activations.cuh"
 #include "blas.h"
-#include "device.h"
+#include "map.cuh"
 
 namespace lowrank {
 
@@ -86,8 +87,9 @@ bool widens(const Product& p) {
 }
 
 // cuBLASLt adds a bias of y's type, and rounds to bf16 the products of bf16 alone: a bias is
-// widened to meet a y of f32, and other products are rounded in a pass of their own.
-bool byBlas(const CudaArgs& args, const Product& task) {
+// widened to meet a y of f32, and other products are rounded in a pass of their own. Says in
+// `after` whether what is made of y is done, too.
+bool byBlas(const CudaArgs& args, const Product& task, bool& after) {
   if (!blasThere(args.device)) return false;
   Product p = task;
   bool apart = p.yType == DType::bf16 && p.a.dtype != DType::bf16;
@@ -96,6 +98,7 @@ bool byBlas(const CudaArgs& args, const Product& task) {
                       ? Workspace(args.device.memory, static_cast<uint64_t>(count) * sizeof(float))
                       : Workspace();
   if (apart) {
+    p.after = {};
     p.y = sum.as<void>();
     p.yType = DType::f32;
     if (p.accumulate) convert(args, {task.y, task.yType, p.n, 1, count}, sum.as<float>());
@@ -104,9 +107,36 @@ bool byBlas(const CudaArgs& args, const Product& task) {
   Converted widened(args, bias, p.yType == DType::f32 ? DType::f32 : bias.dtype);
   p.bias = bias.data;
   p.biasType = bias.dtype;
-  if (!blasProduct(args, p)) return false;
+  if (!blasProduct(args, p, after)) return false;
   if (apart) convert(args, {p.y, p.yType, p.n, 1, count}, static_cast<Bf16*>(task.y));
   return true;
+}
+
+struct Activate {
+  Activation f;
+  __device__ __forceinline__ void operator()(const float (&in)[1], float (&out)[1]) const {
+    out[0] = activationOf(f, in[0]);
+  }
+};
+struct Gate {
+  __device__ __forceinline__ void operator()(const float (&in)[2], float (&out)[1]) const {
+    out[0] = swigluOf(in[0], in[1]);
+  }
+};
+
+// What is made of y, in a pass of its own.
+void finish(const CudaArgs& args, const Product& p) {
+  if (!p.after.to) return;
+  AnyFloats y = {p.y, p.yType}, gate = {p.after.gate, p.yType};
+  AnyOut to;
+  to.data = p.after.to;
+  to.type = p.yType;
+  if (p.after.gate) {
+    launchMap(args, Operands<2, 1, AnyOut>{{gate, y}, {to}}, p.m * p.n, Gate());
+  } else {
+    Activate f = {p.after.activation};
+    launchMap(args, Operands<1, 1, AnyOut>{{y}, {to}}, p.m * p.n, f);
+  }
 }
 
 void ofOneType(const CudaArgs& args, const Product& p) {
@@ -117,7 +147,12 @@ void ofOneType(const CudaArgs& args, const Product& p) {
     return;
   }
   if (thin(p)) return tiledProduct(args, p);
-  if (!byBlas(args, p) && !mmaProduct(args, p)) tiledProduct(args, p);
+  bool after = false;
+  if (byBlas(args, p, after)) {
+    if (!after) finish(args, p);
+  } else if (!mmaProduct(args, p)) {
+    tiledProduct(args, p);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // A matrix product as the launchers hand it to a way of computing it.
 #pragma once
 
+#include "../common/calls/matmul.h"
 #include "context.h"
 
 namespace lowrank {
@@ -20,6 +21,15 @@ struct Batches {
   int64_t dims[kMaxRank], a[kMaxRank], b[kMaxRank];
 };
 
+// What is made of y's elements once their sums are complete: to = silu(gate)·y where there is a
+// gate, else f(y), of y's type and from y as it is stored. None where `to` is null.
+struct After {
+  void* to;
+  const void* gate;
+  Activation activation;
+  bool only;  // `to` is y, which is not kept
+};
+
 // y [m,n] = alpha · a [m,k] b [k,n] (+ bias [n]) (+ y), for each batch.
 struct Product {
   int64_t m, n, k;
@@ -31,6 +41,7 @@ struct Product {
   float alpha;
   bool accumulate;
   Batches batches;
+  After after;  // of y, for a single batch
 };
 
 // Chooses the way: factors of one type by cuBLASLt or the tensor cores, what is left by tiles.

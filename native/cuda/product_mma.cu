@@ -1,8 +1,8 @@
 // Products of bf16 factors on the tensor cores: tiles of 128 × 128, 32 terms at a time, copied into
 // shared memory three steps ahead as they lie in memory; fragments are turned while they are read.
+#include "activations.cuh"
 #include "matmul.cuh"
 #include "mma.cuh"
-#include "product.h"
 
 namespace lowrank {
 
@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) productMmaKernel(Product p) {
       }
     }
   }
+  finishTile<kThreads>(p, batch, m0, kLines, n0, kLines);
 }
 
 // Whether every eight neighbours of a factor lie within a row, and where a copy may begin.

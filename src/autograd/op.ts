@@ -90,6 +90,11 @@ export interface OpSpec<A> {
    * gradient keeps the inputs of its size anyway, it is computed again instead of kept.
    */
   readonly cheap?: boolean;
+  /**
+   * Output 0 from what the op's own `forward` kept, where it takes little to compute; see `cheap`.
+   * It runs outside the graph.
+   */
+  again?(kept: readonly Tensor[], attrs: A): readonly Tensor[];
   /** Gradients of the inputs; null where none is needed. Absent: not differentiable. */
   backward?(ctx: BackwardContext<A>): readonly (Tensor | null)[];
   /** The same result from basic ops: the fallback where a backend lacks the kernel, and the oracle. */
@@ -170,6 +175,13 @@ function record<A>(
     node.remake = () => {
       const from = metas.map((_, i) => node.saved('input', i));
       return runKernel(backend, spec.name, from, made, encoded)[0] as Tensor;
+    };
+  } else if (spec.again && own.length > 0) {
+    const { again: from } = spec;
+    const { length } = own;
+    node.remake = () => {
+      const saved = Array.from({ length }, (_, i) => node.saved('kept', i));
+      return from(saved, attrs)[0] as Tensor;
     };
   } else if (spec.view) {
     const source = node.parents[0];

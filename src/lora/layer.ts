@@ -206,6 +206,11 @@ export class LoraLinear extends Dense implements Wrapper {
     this.site = siteOf(path, base);
   }
 
+  /** The base where no adapter takes part. */
+  override plain(): PlainDense | null {
+    return this.active.length === 0 && !this.rows ? this.base.plain() : null;
+  }
+
   /** x [.., in] → [.., out] */
   forward(x: Tensor): Tensor {
     if (this.active.length === 0 && !this.rows) return this.base.forward(x);

@@ -1,4 +1,7 @@
+import { scope } from '../autograd/index.js';
+import { activatedLayer, type Dense } from '../nn/index.js';
 import {
+  type Activation,
   abs,
   add,
   affine,
@@ -18,6 +21,7 @@ import {
 import type { Tensor } from '../tensor/tensor.js';
 import type { ConfigReader } from './config.js';
 
+const exactGelu = (x: Tensor) => gelu(x);
 const tanhGelu = (x: Tensor) => gelu(x, 'tanh');
 
 /** min(x, top) for x ≥ 0: what is above the top is taken off again. */
@@ -33,11 +37,11 @@ const LAPLACE = { mean: 707107 / 1e6, deviation: 282095 / 1e6 } as const;
 
 /** The activations that a config.json may name, by transformers' names. */
 const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
-  gelu: (x) => gelu(x),
+  gelu: exactGelu,
   // GELU is never below −0.17, so that only the upper bound of ±10 is felt.
   gelu_10: (x) => capped(gelu(x), 10),
   gelu_accurate: tanhGelu,
-  gelu_python: (x) => gelu(x),
+  gelu_python: exactGelu,
   gelu_new: tanhGelu,
   gelu_fast: tanhGelu,
   gelu_pytorch_tanh: tanhGelu,
@@ -59,6 +63,23 @@ const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
   swish: silu,
   tanh,
 };
+
+/** Those that a dense layer applies itself. */
+const OF_LAYERS: ReadonlyMap<(x: Tensor) => Tensor, Activation> = new Map([
+  [relu, 'relu'],
+  [silu, 'silu'],
+  [exactGelu, 'gelu'],
+  [tanhGelu, 'geluTanh'],
+] as const);
+
+/**
+ * f of what a layer answers, in one call where the layer is plain and knows f.
+ * @param x [.., in] → [.., out]
+ */
+export function activated(layer: Dense, x: Tensor, f: (x: Tensor) => Tensor): Tensor {
+  const own = OF_LAYERS.get(f);
+  return own ? activatedLayer(layer, x, own) : scope(() => f(layer.forward(x)));
+}
 
 /** The names that {@link readActivation} knows. */
 export const ACTIVATION_NAMES: readonly string[] = Object.keys(ACTIVATIONS);

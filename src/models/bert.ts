@@ -14,6 +14,7 @@ import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import { failure } from '../tensor/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { activated } from './activations.js';
 import { layerDropout, modelAttention } from './attention.js';
 import type { BertConfig } from './bert-config.js';
 import { blockPass } from './block-pass.js';
@@ -173,9 +174,7 @@ class Layer extends Module {
   forward(x: Tensor, mask: Tensor | null): Tensor {
     return scope(() => {
       const h = scope(() => this.attention.forward(x, mask));
-      const inner = scope(() =>
-        this.config.activation(this.intermediate.dense.forward(handedOn(h))),
-      );
+      const inner = activated(this.intermediate.dense, handedOn(h), this.config.activation);
       return this.output.forward(inner, h);
     });
   }

@@ -13,7 +13,7 @@ import {
 import { add, reshape } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { readActivation } from './activations.js';
+import { activated, readActivation } from './activations.js';
 import { fusedHeads, layerDropout } from './attention.js';
 import { blockPass } from './block-pass.js';
 import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
@@ -171,7 +171,7 @@ class Mlp extends Module {
   /** x [B, T, C] → [B, T, C] */
   forward(x: Tensor): Tensor {
     const { activation, residualDropout } = this.config;
-    const inner = scope(() => activation(this.c_fc.forward(x)));
+    const inner = activated(this.c_fc, x, activation);
     const y = this.c_proj.forward(inner);
     return layerDropout(y, residualDropout, `${this.name}.dropout`);
   }

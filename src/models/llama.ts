@@ -3,6 +3,7 @@ import {
   blockDType,
   type Dense,
   Embedding,
+  gatedLayers,
   Linear,
   layerDType,
   Module,
@@ -10,10 +11,11 @@ import {
   parameter,
   RMSNorm,
 } from '../nn/index.js';
-import { add, mul, reshape, rope, swiglu } from '../ops/index.js';
+import { add, mul, reshape, rope } from '../ops/index.js';
 import type { Backend } from '../tensor/backend.js';
 import { tensor } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { activated } from './activations.js';
 import { cachedAttention } from './attention.js';
 import { blockPass } from './block-pass.js';
 import { type BodyInput, CausalLM, KvCache, plainHead } from './causal-lm.js';
@@ -101,10 +103,10 @@ class Mlp extends Module {
   /** x [B, T, C] → [B, T, C] */
   forward(x: Tensor): Tensor {
     const { activation } = this.config;
-    const inner = scope(() => {
-      const [gate, up] = [this.gate_proj.forward(x), this.up_proj.forward(x)];
-      return isSilu(activation) ? swiglu(gate, up) : mul(activation(gate), up);
-    });
+    const { gate_proj: gate, up_proj: up } = this;
+    const inner = isSilu(activation)
+      ? gatedLayers(gate, up, x)
+      : scope(() => mul(activated(gate, x, activation), up.forward(x)));
     return this.down_proj.forward(inner);
   }
 }

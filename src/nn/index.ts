@@ -1,8 +1,10 @@
 export { Conv1d, Conv2d, Convolution } from './conv.js';
 export {
+  activatedLayer,
   Conv1D,
   Dense,
   Embedding,
+  gatedLayers,
   LayerNorm,
   Linear,
   layerDType,

@@ -1,4 +1,15 @@
-import { embedding, layerNorm, linear, rmsNorm } from '../ops/index.js';
+import { scope } from '../autograd/index.js';
+import {
+  type Activation,
+  activatedLinear,
+  activationOf,
+  embedding,
+  gatedLinear,
+  layerNorm,
+  linear,
+  rmsNorm,
+  swiglu,
+} from '../ops/index.js';
 import type { ActivationDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { type Shape, sameShape } from '../tensor/shape.js';
@@ -30,6 +41,11 @@ export abstract class Dense extends Module {
   abstract readonly inFeatures: number;
   abstract readonly outFeatures: number;
   abstract forward(x: Tensor): Tensor;
+
+  /** The layer of whose weight and bias alone `forward` makes its output; null where there is none. */
+  plain(): PlainDense | null {
+    return null;
+  }
 }
 
 /** A plain dense layer: one weight, and a bias or none. */
@@ -77,6 +93,11 @@ export class Linear extends PlainDense {
     return linear(x, this.weight, this.bias, { dtype: layerDType(x) });
   }
 
+  // A class of one's own may compute something else.
+  override plain(): Linear | null {
+    return this.constructor === Linear ? this : null;
+  }
+
   withWeights(weight: Tensor, bias: Tensor | null): Linear {
     return new Linear(weight, bias);
   }
@@ -116,9 +137,38 @@ export class Conv1D extends PlainDense {
     return linear(x, this.weight, this.bias, { transposed: true, dtype: layerDType(x) });
   }
 
+  override plain(): Conv1D | null {
+    return this.constructor === Conv1D ? this : null;
+  }
+
   withWeights(weight: Tensor, bias: Tensor | null): Conv1D {
     return new Conv1D(weight, bias);
   }
+}
+
+/**
+ * f of what a layer answers, in one call where the layer is plain.
+ * @param x [.., in] → [.., out]
+ */
+export function activatedLayer(layer: Dense, x: Tensor, activation: Activation): Tensor {
+  const plain = layer.plain();
+  if (plain) {
+    const { weight, bias, transposed } = plain;
+    return activatedLinear(x, weight, bias, activation, { transposed, dtype: layerDType(x) });
+  }
+  return scope(() => activationOf(activation)(layer.forward(x)));
+}
+
+/**
+ * silu(gate)·up of what two layers answer, in one call where both are plain.
+ * @param x [.., in] → [.., out]
+ */
+export function gatedLayers(gate: Dense, up: Dense, x: Tensor): Tensor {
+  const [g, u] = [gate.plain(), up.plain()];
+  if (g && u && g.transposed === u.transposed && !g.bias === !u.bias) {
+    return gatedLinear(x, g, u, { transposed: g.transposed, dtype: layerDType(x) });
+  }
+  return scope(() => swiglu(gate.forward(x), up.forward(x)));
 }
 
 /** Rows of a table [V, C] by id. */

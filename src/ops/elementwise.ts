@@ -205,7 +205,7 @@ export const sigmoid = unary('sigmoid', {
 const TINY = 2 ** -126;
 
 /** 1 where x > 0, else 0. */
-function positive(x: Tensor): Tensor {
+export function positive(x: Tensor): Tensor {
   const r = relu(x);
   return div(r, maximum(r, full([], TINY, { backend: x.backend, dtype: r.dtype })));
 }

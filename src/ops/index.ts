@@ -1,3 +1,10 @@
+export {
+  type Activation,
+  activatedLinear,
+  activationOf,
+  gatedLinear,
+  type LayerWeights,
+} from './activated.js';
 export { type GeluForm, gelu, normalCdf, silu, swiglu } from './activation.js';
 export { type AttentionOptions, attention } from './attention.js';
 export { broadcastTo, reshape, sum, sumTo } from './broadcast.js';

@@ -69,11 +69,13 @@ struct LinearCall {
   const View& y;
 };
 
-inline LinearCall linearCall(const Call& args) {
-  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
-  args.counts(args.count, args.attrCount ? 1 : 0);
-  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
-  const View &x = args[0], &w = args[1], &y = args.activations(biased ? 3 : 2);
+// Places of a layer's tensors; a bias at 0 is none.
+struct LinearPlaces {
+  size_t x, w, b, y;
+};
+
+inline LinearCall checkLinear(const Call& args, LinearPlaces at, bool turned) {
+  const View &x = args[at.x], &w = args[at.w], &y = args.activations(at.y);
   EXPECT(args, isFloat(x.dtype) && isFloat(w.dtype), "input and weight of f32, f16 or bf16",
          x.describe() + " and " + w.describe());
   EXPECT(args, x.rank >= 1 && w.rank == 2 && y.rank == x.rank, "x [.., I], w [O, I] and y [.., O]",
@@ -85,11 +87,71 @@ inline LinearCall linearCall(const Call& args) {
          w.describe());
   EXPECT(args, y.last() == n && y.rows() == m, "an output of [.., " + std::to_string(n) + "]",
          y.describe());
-  if (biased) {
-    args.shaped(2, {n});
-    args.floating(2);
+  if (at.b) {
+    args.shaped(at.b, {n});
+    args.floating(at.b);
   }
-  return {m, n, k, biased, turned, y};
+  return {m, n, k, at.b > 0, turned, y};
+}
+
+inline LinearCall linearCall(const Call& args) {
+  EXPECT(args, args.count == 3 || args.count == 4, "3 or 4 tensors", std::to_string(args.count));
+  args.counts(args.count, args.attrCount ? 1 : 0);
+  bool biased = args.count == 4, turned = args.attrCount && args.integer(0, 0, 1) != 0;
+  return checkLinear(args, {0, 1, biased ? size_t{2} : 0, biased ? size_t{3} : 2}, turned);
+}
+
+// What a result is made of is stored as the result is.
+inline void checkInner(const Call& args, size_t y, size_t inner) {
+  args.writable(inner);
+  args.sameShape(y, inner);
+  args.sameDType(y, inner);
+}
+
+// In the order of the attribute.
+enum Activation { kReluOf, kSiluOf, kGeluOf, kGeluTanhOf, kActivationCount };
+
+// x, w, (b) to y = f(x wᵀ + b), (and what f is taken of).
+struct ActivatedCall {
+  LinearCall linear;
+  Activation activation;
+  size_t inner;  // place of what f is taken of, 0 where it is not wanted
+};
+
+inline ActivatedCall activatedCall(const Call& args) {
+  args.counts(args.count, 3);
+  bool turned = args.integer(0, 0, 1) != 0;
+  int64_t activation = args.integer(1, 0, kActivationCount - 1);
+  size_t kept = static_cast<size_t>(args.integer(2, 0, 1));
+  EXPECT(args, args.count == 3 + kept || args.count == 4 + kept,
+         std::to_string(3 + kept) + " or " + std::to_string(4 + kept) + " tensors",
+         std::to_string(args.count));
+  size_t y = args.count - 1 - kept;
+  LinearCall linear = checkLinear(args, {0, 1, y == 3 ? size_t{2} : 0, y}, turned);
+  if (kept) checkInner(args, y, y + 1);
+  return {linear, static_cast<Activation>(activation), kept ? y + 1 : 0};
+}
+
+// x, two weights, (their biases) to y = silu(gate) up, (and gate and up).
+struct GatedCall {
+  LinearCall gate, up;
+  size_t inner;  // place of gate, before up; 0 where they are not wanted
+};
+
+inline GatedCall gatedCall(const Call& args) {
+  args.counts(args.count, 2);
+  bool turned = args.integer(0, 0, 1) != 0;
+  size_t kept = 2 * static_cast<size_t>(args.integer(1, 0, 1));
+  EXPECT(args, args.count == 4 + kept || args.count == 6 + kept,
+         std::to_string(4 + kept) + " or " + std::to_string(6 + kept) + " tensors",
+         std::to_string(args.count));
+  size_t y = args.count - 1 - kept;
+  bool biased = y == 5;
+  args.sameShape(1, 2);
+  LinearCall gate = checkLinear(args, {0, 1, biased ? size_t{3} : 0, y}, turned);
+  LinearCall up = checkLinear(args, {0, 2, biased ? size_t{4} : 0, y}, turned);
+  for (size_t i = y + 1; i < args.count; i++) checkInner(args, y, i);
+  return {gate, up, kept ? y + 1 : 0};
 }
 
 }  // namespace lowrank

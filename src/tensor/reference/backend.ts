@@ -12,6 +12,7 @@ import { Books } from '../books.js';
 import { dtypeBytes } from '../dtype.js';
 import { failure } from '../errors.js';
 import { numel } from '../shape.js';
+import { activatedKernels } from './activated.js';
 import { attentionKernels } from './attention.js';
 import { type Arg, Call, type Kernel } from './call.js';
 import { castKernels } from './cast.js';
@@ -34,6 +35,7 @@ const KERNELS: ReadonlyMap<string, Kernel> = new Map(
     ...elementwiseKernels,
     ...reduceKernels,
     ...matmulKernels,
+    ...activatedKernels,
     ...softmaxKernels,
     ...lossKernels,
     ...normKernels,

@@ -56,10 +56,10 @@ const SQRT_2_OVER_PI = Math.sqrt(2 / Math.PI);
 /** The coefficient of x³ in the tanh form of GELU (Hendrycks and Gimpel, 2016). */
 const GELU_CUBIC = 0.044715;
 
-const gelu = (x: number) => x * normalCdf(x);
+export const gelu = (x: number) => x * normalCdf(x);
 const geluGrad = (x: number) => normalCdf(x) + x * normalPdf(x);
 
-function geluTanh(x: number): number {
+export function geluTanh(x: number): number {
   return (x / 2) * (1 + Math.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
 }
 
@@ -69,7 +69,8 @@ function geluTanhGrad(x: number): number {
   return (1 + t) / 2 + (x / 2) * (1 - t * t) * inner;
 }
 
-const silu = (x: number) => x * sigmoid(x);
+export const relu = (x: number) => (x > 0 || Number.isNaN(x) ? x : 0);
+export const silu = (x: number) => x * sigmoid(x);
 
 function siluGrad(x: number): number {
   const s = sigmoid(x);
@@ -135,7 +136,7 @@ export const elementwiseKernels: Kernels = {
   rsqrt: unary((x) => 1 / Math.sqrt(x)),
   tanh: unary(Math.tanh),
   sigmoid: unary(sigmoid),
-  relu: unary((x) => (x > 0 || Number.isNaN(x) ? x : 0)),
+  relu: unary(relu),
   silu: unary(silu),
   'silu.grad': (call) => {
     call.counts(3, 0);

@@ -157,36 +157,42 @@ function matmul(call: Call): void {
   });
 }
 
-/** y = x wᵀ (+ b), or x w (+ b) with attribute 1. x [.., I], w [O, I] or [I, O], b [O]. */
+/** Which tensors of a call are a layer's beside x, the first; `y` is one of the output's shape. */
+export interface LayerPlaces {
+  readonly w: number;
+  readonly b: number | null;
+  readonly y: number;
+  /** Whether w is [I, O]. */
+  readonly transposed: boolean;
+}
+
+/** to = x wᵀ (+ b). x [.., I], w [O, I] or [I, O], b [O]. */
+export function layerInto(call: Call, { w, b, y, transposed }: LayerPlaces, to: Floats): void {
+  const sx = call.shape(0);
+  if (call.shape(w).length !== 2) throw call.error('a matrix w', shapeText(call.shape(w)));
+  const [rows, columns] = call.shape(w) as [number, number];
+  const [n, k] = transposed ? [columns, rows] : [rows, columns];
+  if (sx.length === 0 || sx[sx.length - 1] !== k) {
+    throw call.error(`x [.., ${k}]`, shapeText(sx));
+  }
+  if (b !== null) call.expectShape(b, [n]);
+  call.expectShape(y, [...sx.slice(0, -1), n]);
+  const m = numel(sx.slice(0, -1));
+  panelA = grown(panelA, m * k);
+  panelB = grown(panelB, n * k);
+  pack(call.floats(0), 0, m, k, false, panelA);
+  pack(call.floats(w), 0, n, k, transposed, panelB);
+  const bias = b === null ? null : call.floats(b);
+  dotRows(panelA, panelB, to, 0, { m, n, k }, { alpha: 1, accumulate: false, bias });
+}
+
+/** y = x wᵀ (+ b), or x w (+ b) with attribute 1. */
 function linear(call: Call): void {
   const bias = call.args.length === 4;
   const transposed = call.attrs.length > 0 && call.flag(0);
   call.counts(bias ? 4 : 3, call.attrs.length > 0 ? 1 : 0);
-  const sx = call.shape(0);
-  const [rows, columns] = call.shape(1) as [number, number];
-  const [n, k] = transposed ? [columns, rows] : [rows, columns];
-  if (call.shape(1).length !== 2) throw call.error('a matrix w', shapeText(call.shape(1)));
-  if (sx.length === 0 || sx[sx.length - 1] !== k) {
-    throw call.error(`x [.., ${k}]`, shapeText(sx));
-  }
-  if (bias) call.expectShape(2, [n]);
-  const last = call.args.length - 1;
-  call.expectShape(last, [...sx.slice(0, -1), n]);
-  const m = numel(sx.slice(0, -1));
-  const x = call.floats(0);
-  const w = call.floats(1);
-  panelA = grown(panelA, m * k);
-  panelB = grown(panelB, n * k);
-  pack(x, 0, m, k, false, panelA);
-  pack(w, 0, n, k, transposed, panelB);
-  dotRows(
-    panelA,
-    panelB,
-    call.activations(last),
-    0,
-    { m, n, k },
-    { alpha: 1, accumulate: false, bias: bias ? call.floats(2) : null },
-  );
+  const y = call.args.length - 1;
+  layerInto(call, { w: 1, b: bias ? 2 : null, y, transposed }, call.activations(y));
 }
 
 export const matmulKernels: Kernels = { matmul, linear };

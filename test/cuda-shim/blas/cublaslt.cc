@@ -2,6 +2,7 @@
 // what it is given. LOWRANK_SHIM_BLAS_LOG names a file that gets a line for each product.
 // LOWRANK_SHIM_BLAS_REFUSE: "heuristic" or "matmul" refuses there. Compiled with LACKS_MATMUL it
 // has no cublasLtMatmul.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,7 @@ namespace {
 enum Status { kSuccess = 0, kInvalid = 7, kFailed = 13, kNotSupported = 15 };
 constexpr uint64_t kMagic = 0x10a2b3c4d5e6f708u;
 constexpr size_t kWorkspace = 4096;
+constexpr uint32_t kBias = 4, kGelu = 32, kAux = 128;  // of an epilogue; 1 is none
 
 struct Object {
   uint64_t magic;
@@ -82,6 +84,12 @@ inline uint16_t roundedToBrain(float value) {
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
+// Its tanh form, in an arithmetic that is not the kernels'.
+[[maybe_unused]] float gelu(float x) {
+  double inner = 0.7978845608028654 * (x + 0.044715 * x * x * x);
+  return static_cast<float>(0.5 * x * (1 + std::tanh(inner)));
+}
+
 struct Matrix {
   const Layout* l;
   const char* data;
@@ -127,7 +135,16 @@ int check(const Desc* desc, const Layout* a, const Layout* b, const Layout* c, c
   }
   uint32_t epilogue = get<uint32_t>(desc, 7, 1);
   bool biased = get<const void*>(desc, 8, nullptr) != nullptr;
-  return epilogue == 1 || (epilogue == 4 && biased) ? kSuccess : kInvalid;
+  if (epilogue & kAux) {
+    int64_t ld = get<int64_t>(desc, 12, 0);
+    uintptr_t to = reinterpret_cast<uintptr_t>(get<const void*>(desc, 11, nullptr));
+    if (!(epilogue & kGelu) || to == 0 || to % 16 != 0 || ld < d->rows || ld % 8 != 0) {
+      return kInvalid;
+    }
+  }
+  if (epilogue & kGelu && refuses("gelu")) return kNotSupported;
+  uint32_t known = epilogue == 1 ? 0 : epilogue & ~(kBias | kGelu | kAux);
+  return known == 0 && (biased || !(epilogue & kBias)) ? kSuccess : kInvalid;
 }
 
 }  // namespace
@@ -157,7 +174,8 @@ EXPORT int cublasLtMatmulDescDestroy(void* desc) {
 }
 EXPORT int cublasLtMatmulDescSetAttribute(void* desc, int attribute, const void* value,
                                           size_t bytes) {
-  size_t want = attribute == 8 ? 8 : attribute == 3 || attribute == 4 || attribute == 7 ? 4 : 0;
+  bool eight = attribute == 8 || attribute == 11 || attribute == 12;
+  size_t want = eight ? 8 : attribute == 3 || attribute == 4 || attribute == 7 ? 4 : 0;
   if (want == 0) return kNotSupported;
   return put(static_cast<Desc*>(desc), attribute, value, bytes, want);
 }
@@ -243,8 +261,17 @@ void multiply(const Call& p) {
   Matrix left = matrix(&p.left, p.a, get<int32_t>(op, 3, 0));
   Matrix right = matrix(&p.right, p.b, get<int32_t>(op, 4, 0));
   float scale = p.alpha, keep = p.beta;
-  const void* bias = get<uint32_t>(op, 7, 1) == 4 ? get<const void*>(op, 8, nullptr) : nullptr;
-  bool brain = y->type == 14;  // a bias is of the result's type
+  uint32_t epilogue = get<uint32_t>(op, 7, 1);
+  const void* bias = epilogue & kBias ? get<const void*>(op, 8, nullptr) : nullptr;
+  void* aux = epilogue & kAux ? get<void*>(op, 11, nullptr) : nullptr;
+  bool brain = y->type == 14;  // a bias and what y is made of are of the result's type
+  auto set = [&](void* data, int64_t i, float value) {
+    if (brain) {
+      static_cast<uint16_t*>(data)[i] = roundedToBrain(value);
+    } else {
+      static_cast<float*>(data)[i] = value;
+    }
+  };
   for (int64_t n = 0; n < left.batch; n++) {
     int64_t first = n * get<int64_t>(y, 6, 0);
     for (int64_t j = 0; j < y->cols; j++) {
@@ -255,20 +282,18 @@ void multiply(const Call& p) {
         float value = scale * sum;
         if (keep != 0) value += keep * elementOf(d, brain, at);
         if (bias) value += elementOf(bias, brain, i);
-        if (brain) {
-          static_cast<uint16_t*>(d)[at] = roundedToBrain(value);
-        } else {
-          static_cast<float*>(d)[at] = value;
-        }
+        if (aux) set(aux, i + j * get<int64_t>(op, 12, 0), value);
+        set(d, at, epilogue & kGelu ? gelu(value) : value);
       }
     }
   }
   if (const char* log = std::getenv("LOWRANK_SHIM_BLAS_LOG")) {
     if (std::FILE* file = std::fopen(log, "a")) {
-      std::fprintf(file, "type %d%s, %lld x %lld x %lld, batch %lld%s\n", left.l->type,
+      std::fprintf(file, "type %d%s, %lld x %lld x %lld, batch %lld%s%s%s\n", left.l->type,
                    op->compute == 77 ? " in TF32" : "", static_cast<long long>(y->cols),
                    static_cast<long long>(y->rows), static_cast<long long>(left.cols()),
-                   static_cast<long long>(left.batch), bias ? ", bias" : "");
+                   static_cast<long long>(left.batch), bias ? ", bias" : "",
+                   epilogue & kGelu ? ", gelu" : "", aux ? ", aux" : "");
       std::fclose(file);
     }
   }
