@@ -279,6 +279,23 @@ Napi::Value retag(const Napi::CallbackInfo& info) {
   });
 }
 
+// `bytes` of a buffer from `offset` on.
+char* partOf(const Memory::Buffer& buffer, uint64_t offset, uint64_t bytes, const char* where) {
+  if (offset > buffer.bytes || bytes > buffer.bytes - offset) {
+    fail(where, "a range within " + std::to_string(buffer.bytes) + " bytes",
+         std::to_string(bytes) + " bytes at " + std::to_string(offset));
+  }
+  return buffer.data + offset;
+}
+
+Napi::Uint8Array byteArray(const Napi::CallbackInfo& info, size_t i, const char* where) {
+  Napi::Value v = info.Length() > i ? info[i] : info.Env().Undefined();
+  if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw TypeError(std::string("[") + where + "] expected a Uint8Array, received " + describe(v));
+  }
+  return v.As<Napi::Uint8Array>();
+}
+
 struct Bytes {
   char* at;
   uint8_t* array;
@@ -290,18 +307,11 @@ Bytes bytesOf(const Napi::CallbackInfo& info, Session& state, const char* where,
   const Memory::Buffer& buffer =
       state.engine->memory().at(natural(info, 0, where, "a handle"), where);
   uint64_t offset = natural(info, 1, where, "a byte offset");
-  Napi::Value v = info.Length() > 2 ? info[2] : info.Env().Undefined();
-  if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throw TypeError(std::string("[") + where + "] expected a Uint8Array, received " + describe(v));
-  }
-  Napi::Uint8Array array = v.As<Napi::Uint8Array>();
+  Napi::Uint8Array array = byteArray(info, 2, where);
   size_t length = array.ElementLength();
   if (writes && buffer.mapped) fail(where, "memory that may be written", "a mapped file");
-  if (offset > buffer.bytes || length > buffer.bytes - offset) {
-    fail(where, "a range within " + std::to_string(buffer.bytes) + " bytes",
-         std::to_string(length) + " bytes at " + std::to_string(offset));
-  }
-  return {buffer.data + offset, length ? array.Data() : nullptr, length};
+  char* at = partOf(buffer, offset, length, where);
+  return {at, length ? array.Data() : nullptr, length};
 }
 
 Napi::Value writeBytes(const Napi::CallbackInfo& info) {
@@ -332,11 +342,8 @@ Napi::Value writeFile(const Napi::CallbackInfo& info) {
     if (path.find('\0') != std::string::npos)
       fail("writeFile", "a path without NUL", "one with it");
     if (buffer.mapped) fail("writeFile", "memory that may be written", "a mapped file");
-    if (offset > buffer.bytes || bytes > buffer.bytes - offset) {
-      fail("writeFile", "a range within " + std::to_string(buffer.bytes) + " bytes",
-           std::to_string(bytes) + " bytes at " + std::to_string(offset));
-    }
-    if (bytes) state.engine->writeFile(buffer.data + offset, path, position, bytes);
+    char* at = partOf(buffer, offset, bytes, "writeFile");
+    if (bytes) state.engine->writeFile(at, path, position, bytes);
     return env.Undefined();
   });
 }
@@ -348,11 +355,7 @@ Napi::Value readLater(const Napi::CallbackInfo& info) {
         state.engine->memory().at(natural(info, 0, "readLater", "a handle"), "readLater");
     uint64_t offset = natural(info, 1, "readLater", "a byte offset");
     uint64_t bytes = natural(info, 2, "readLater", "a number of bytes");
-    if (offset > buffer.bytes || bytes > buffer.bytes - offset) {
-      fail("readLater", "a range within " + std::to_string(buffer.bytes) + " bytes",
-           std::to_string(bytes) + " bytes at " + std::to_string(offset));
-    }
-    uint64_t read = state.engine->readLater(buffer.data + offset, bytes);
+    uint64_t read = state.engine->readLater(partOf(buffer, offset, bytes, "readLater"), bytes);
     return Napi::Number::New(env, static_cast<double>(read));
   });
 }
@@ -360,11 +363,7 @@ Napi::Value readLater(const Napi::CallbackInfo& info) {
 Napi::Value takeRead(const Napi::CallbackInfo& info) {
   return guarded(info, [&](Napi::Env env, Session& state) -> Napi::Value {
     uint64_t read = natural(info, 0, "takeRead", "a copy under way");
-    Napi::Value v = info.Length() > 1 ? info[1] : env.Undefined();
-    if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-      throw TypeError("[takeRead] expected a Uint8Array, received " + describe(v));
-    }
-    Napi::Uint8Array into = v.As<Napi::Uint8Array>();
+    Napi::Uint8Array into = byteArray(info, 1, "takeRead");
     state.engine->takeRead(read, into.Data(), into.ElementLength());
     return env.Undefined();
   });

@@ -134,8 +134,7 @@ void finish(const GemmTask& t, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
 
 // Cut along the longer side of C; the factor of the other side is packed once for all, and each
 // part packs its own share of the other factor, so that nothing is packed twice.
-// Where `halves` is given, what is complete is rounded to there, too, while it is close.
-void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task, uint16_t* halves) {
+void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   int64_t parts = partsFor(c, task);
   bool byColumns = task.n >= task.m;
   int64_t most = byColumns ? g.colBlock : g.rowBlock;
@@ -163,9 +162,6 @@ void largeProduct(Context& c, const GemmKernels& g, const GemmTask& task, uint16
       part.next1 = byColumns ? std::min(part.next0 + cols, t.n) : std::min(part.next0 + rows, t.m);
       int64_t m1 = std::min(m0 + rows, t.m), n1 = std::min(n0 + cols, t.n);
       g.gemm(&part, m0, m1, n0, n1, scratch.of(worker));
-      for (int64_t m = m0; halves && t.k1 == t.k && m < m1; m++) {
-        c.isa->narrowBf16(t.c + m * t.cRow + n0, halves + m * t.cRow + n0, n1 - n0);
-      }
       finish(part, m0, m1, n0, n1);
     });
   });
@@ -224,8 +220,7 @@ void narrowProduct(Context& c, const GemmKernels& g, const GemmTask& task) {
   });
 }
 
-// Whether what is complete was rounded to `halves`, too.
-bool single(Context& c, const GemmKernels& g, const GemmTask& t, uint16_t* halves = nullptr) {
+void single(Context& c, const GemmKernels& g, const GemmTask& t) {
   constexpr int64_t kSmall = 64 * 64 * 64;
   bool narrow = g.narrow && t.n <= g.narrowCols && t.aCol == 1 && t.aType == 0;
   if (t.m <= kFew || (t.m <= g.fewRows && t.bCol == 1)) {
@@ -239,10 +234,8 @@ bool single(Context& c, const GemmKernels& g, const GemmTask& t, uint16_t* halve
   } else if (narrow) {
     narrowProduct(c, g, t);
   } else {
-    largeProduct(c, g, t, halves);
-    return halves != nullptr;
+    largeProduct(c, g, t);
   }
-  return false;
 }
 
 struct Batched {
@@ -287,15 +280,15 @@ Workspace rounded(Context& c, const void* data, int64_t count) {
   return held;
 }
 
-// aCount and bCount are all elements of the factors. Of one product, `halves` is y in bf16; answers
-// whether it was written.
-bool product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batched& s,
-             uint16_t* halves = nullptr) {
-  if (t.m == 0 || t.n == 0 || s.batch == 0) return false;
+// aCount and bCount are all elements of the factors.
+void product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batched& s) {
+  if (t.m == 0 || t.n == 0 || s.batch == 0) return;
   auto run = [&](const GemmKernels& g) {
-    if (!s.aOffsets) return single(c, g, t, halves);
-    batched(c, g, t, s);
-    return false;
+    if (s.aOffsets) {
+      batched(c, g, t, s);
+    } else {
+      single(c, g, t);
+    }
   };
   constexpr int kFloat = static_cast<int>(DType::f32), kBrain = static_cast<int>(DType::bf16);
   auto fits = [&](int type) { return type == kFloat || type == kBrain; };
@@ -308,10 +301,17 @@ bool product(Context& c, GemmTask t, int64_t aCount, int64_t bCount, const Batch
   Workspace held = rounded(c, isA ? t.a : t.b, isA ? aCount : bCount);
   (isA ? t.a : t.b) = held.as<uint16_t>();
   (isA ? t.aType : t.bType) = kBrain;
-  return run(c.isa->product);
+  run(c.isa->product);
 }
 
-uint16_t* halvesOf(const View& y) { return y.dtype == DType::bf16 ? y.as<uint16_t>() : nullptr; }
+// Rounds what is complete of y, which is computed at `from`, while it is close; f is empty where y
+// is of f32.
+Finish rounding(const Args& args, const View& y, const float* from) {
+  if (y.dtype == DType::f32) return {};
+  const IsaTable* isa = args.context.isa;
+  uint16_t* to = y.as<uint16_t>();
+  return {[=](int64_t i, int64_t n) { isa->narrowBf16(from + i, to + i, n); }};
+}
 
 // y = 0 + bias, or untouched where it accumulates: what a product over no terms is.
 bool emptyDepth(const GemmTask& g, int64_t rows, int64_t cols) {
@@ -350,11 +350,10 @@ void matmul(const Args& args) {
   g.accumulate = p.accumulate;
   if (emptyDepth(g, p.batches * p.m, p.n)) return result.settle();
   if (p.tall || p.batches == 1) {
+    Finish last = rounding(args, y, result);
+    if (last.f) g.finish = &last;
     g.m *= p.batches;
-    if (!product(args.context, g, a.count, b.count, {1, nullptr, nullptr}, halvesOf(y))) {
-      result.settle();
-    }
-    return;
+    return product(args.context, g, a.count, b.count, {1, nullptr, nullptr});
   }
   std::vector<int64_t> aOffsets = batchOffsets(p, y, p.aSteps),
                        bOffsets = batchOffsets(p, y, p.bSteps);
@@ -362,17 +361,17 @@ void matmul(const Args& args) {
   result.settle();
 }
 
-// c = x wᵀ (+ bias), and then `last`. Whether it was rounded to `halves`, too.
-bool layer(const Args& args, const LinearCall& p, const View& w, const float* bias, float* c,
-           const Finish* last, uint16_t* halves = nullptr) {
+// c = x wᵀ (+ bias), and then `last`.
+void layer(const Args& args, const LinearCall& p, const View& w, const float* bias, float* c,
+           const Finish& last) {
   const View& x = args[0];
   GemmTask g =
       gemmTask(p.m, p.n, p.k, {x.data, static_cast<int>(x.dtype), p.k, 1},
                {w.data, static_cast<int>(w.dtype), p.turned ? p.n : 1, p.turned ? 1 : p.k}, c, p.n);
   g.bias = bias;
-  g.finish = last;
-  if (emptyDepth(g, p.m, p.n)) return false;
-  return product(args.context, g, x.count, w.count, {1, nullptr, nullptr}, halves);
+  if (last.f) g.finish = &last;
+  if (emptyDepth(g, p.m, p.n)) return;
+  product(args.context, g, x.count, w.count, {1, nullptr, nullptr});
 }
 
 Floats biasOf(const Args& args, const LinearCall& p, size_t i) {
@@ -383,7 +382,7 @@ void linear(const Args& args) {
   LinearCall p = linearCall(args);
   Floats bias = biasOf(args, p, 2);
   Activations result(args, p.y);
-  if (!layer(args, p, args[1], bias, result, nullptr, halvesOf(p.y))) result.settle();
+  layer(args, p, args[1], bias, result, rounding(args, p.y, result));
 }
 
 // What an activation is taken of, as f32 and rounded as its result is: a tensor that keeps it, or
@@ -449,7 +448,7 @@ void activatedLinear(const Args& args) {
   Finish last =
       into(args, y, [&](int64_t i, int64_t n, float* to) { f(inner.rounded(i, n), to, n); });
   Floats bias = biasOf(args, p.linear, 2);
-  layer(args, p.linear, args[1], bias, inner.data(), &last);
+  layer(args, p.linear, args[1], bias, inner.data(), last);
 }
 
 // The gate as a whole, then up, whose parts are finished with the gate's.
@@ -463,8 +462,8 @@ void gatedLinear(const Args& args) {
     f(gate.rounded(i, n), up.rounded(i, n), to, n);
   });
   Floats gateBias = biasOf(args, p.gate, 3), upBias = biasOf(args, p.up, 4);
-  layer(args, p.gate, args[1], gateBias, gate.data(), nullptr);
-  layer(args, p.up, args[2], upBias, up.data(), &last);
+  layer(args, p.gate, args[1], gateBias, gate.data(), {});
+  layer(args, p.up, args[2], upBias, up.data(), last);
 }
 
 }  // namespace

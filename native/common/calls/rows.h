@@ -130,21 +130,27 @@ inline double lossSmoothing(const Call& args) {
   return smoothing;
 }
 
+// Logits, labels as tensor i, and a number a row as the next one; nothing of `out`.
+inline LossRows rowsOf(const Call& args, const View& logits, size_t i) {
+  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
+  int64_t n = logits.dims[0], v = logits.dims[1];
+  args.shaped(i, {n});
+  args.shaped(i + 1, {n});
+  const int32_t* labels = args.typed(i, DType::i32).as<int32_t>();
+  int64_t ignore = args.integer(0, INT32_MIN, INT32_MAX);
+  return {n, v, ignore, lossSmoothing(args), labels, nullptr};
+}
+
 // logits and labels to the loss, or with its gradient, a row, to that of the logits.
 inline LossRows lossRows(const Call& args, bool gradient) {
   size_t out = gradient ? 3 : 2;
   args.counts(out + 1, 2);
   const View& logits = args.floating(0);
   if (gradient) args.floating(2);
-  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
-  int64_t n = logits.dims[0], v = logits.dims[1];
-  args.shaped(1, {n});
-  args.shaped(2, {n});
-  const int32_t* labels = args.typed(1, DType::i32).as<int32_t>();
-  int64_t ignore = args.integer(0, INT32_MIN, INT32_MAX);
-  double smoothing = lossSmoothing(args);
+  LossRows rows = rowsOf(args, logits, 1);
   if (gradient) args.sameShape(0, 3);
-  return {n, v, ignore, smoothing, labels, args.out(out).as<float>()};
+  rows.out = args.out(out).as<float>();
+  return rows;
 }
 
 // The same, whose `out` are the logits, for the loss and the gradient in their place.
@@ -157,18 +163,10 @@ struct LossAndGrad {
 // labels to the loss and, in place, the logits.
 inline LossAndGrad lossAndGrad(const Call& args) {
   args.counts(3, 3);
-  const View& logits = args[2];
-  EXPECT(args, logits.rank == 2, "logits [N, V]", logits.describe());
-  int64_t n = logits.dims[0], v = logits.dims[1];
-  args.shaped(0, {n});
-  args.shaped(1, {n});
-  const int32_t* labels = args.typed(0, DType::i32).as<int32_t>();
-  int64_t ignore = args.integer(0, INT32_MIN, INT32_MAX);
-  double smoothing = lossSmoothing(args);
+  LossRows rows = rowsOf(args, args[2], 0);
   float* loss = args.out(1).as<float>();
-  return {{n, v, ignore, smoothing, labels, args.out(2).as<float>()},
-          loss,
-          static_cast<float>(args.attrs[2])};
+  rows.out = args.out(2).as<float>();
+  return {rows, loss, static_cast<float>(args.attrs[2])};
 }
 
 }  // namespace lowrank

@@ -27,6 +27,18 @@ VEC_INLINE void fetchRows(Fetch* f) {
   }
 }
 
+// acc[i][j] += a[i * ARow] b[j]
+template <int64_t ARow, int MR, int NV>
+VEC_INLINE void addStep(const float* a, const vf (&b)[NV], vf (&acc)[MR][NV]) {
+  if constexpr (ARow == 1) return outer(a, b, acc);
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) {
+    vf av = splat(a[i * ARow]);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) acc[i][j] = fused(av, b[j], acc[i][j]);
+  }
+}
+
 // acc += a b over `depth` steps of at most kPart that follow each other.
 template <int MR, int NV, int64_t ARow, int64_t AStep, int64_t BStep>
 VEC_INLINE void multiplySteps(const float* a, const float* b, int64_t depth, vf (&acc)[MR][NV]) {
@@ -43,16 +55,7 @@ VEC_INLINE void multiplySteps(const float* a, const float* b, int64_t depth, vf 
     vf bv[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) bv[j] = load(b + j * kWidth);
-    if constexpr (ARow == 1) {
-      outer(a, bv, acc);
-      continue;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; i++) {
-      vf av = splat(a[i * ARow]);
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) acc[i][j] = fused(av, bv[j], acc[i][j]);
-    }
+    addStep<ARow>(a, bv, acc);
   }
 }
 
@@ -354,20 +357,10 @@ static void gradBlock(const AttentionTile* t, int64_t row, int64_t at, int64_t p
       vf kv[NV], vv[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) kv[j] = load(k + j * kWidth);
-#pragma GCC unroll 8
-      for (int i = 0; i < MR; i++) {
-        vf a = splat(q[i * kTileChannels + p]);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) s[i][j] = fused(a, kv[j], s[i][j]);
-      }
+      addStep<kTileChannels>(q + p, kv, s);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) vv[j] = load(v + j * kWidth);
-#pragma GCC unroll 8
-      for (int i = 0; i < MR; i++) {
-        vf a = splat(dy[i * kTileChannels + p]);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) g[i][j] = fused(a, vv[j], g[i][j]);
-      }
+      addStep<kTileChannels>(dy + p, vv, g);
     }
     q += kTileQueries * kTileChannels;
     dy += kTileQueries * kTileChannels;
