@@ -79,8 +79,14 @@ export interface OpSpec<A> {
    * For ops that run several kernels in place of one of their name. It runs outside the graph and
    * in a scope.
    * @param needs which inputs' gradients will be asked for
+   * @param outputs what `infer` answered
    */
-  forward?(inputs: readonly Tensor[], attrs: A, needs: readonly boolean[]): Forward;
+  forward?(
+    inputs: readonly Tensor[],
+    attrs: A,
+    needs: readonly boolean[],
+    outputs: readonly Meta[],
+  ): Forward;
   /** For ops that only look at the same elements in another shape. */
   view?(input: Tensor, attrs: A): Tensor;
   /** What the gradients that are needed read; default nothing. */
@@ -235,12 +241,13 @@ function runForward<A>(
   inputs: readonly Tensor[],
   attrs: A,
   needs: readonly boolean[],
+  outputs: readonly Meta[],
 ): Forward {
   const tracker = pushTracker();
   const before = setRecording(false);
   let made: Forward;
   try {
-    made = (spec.forward as NonNullable<typeof spec.forward>)(inputs, attrs, needs);
+    made = (spec.forward as NonNullable<typeof spec.forward>)(inputs, attrs, needs, outputs);
   } catch (error) {
     endScope(tracker, undefined);
     throw error;
@@ -274,7 +281,7 @@ export function defineOp<A>(spec: OpSpec<A>): Op<A> {
     let outputs: Tensor[];
     let kept = NO_TENSORS;
     if (spec.forward) {
-      const made = runForward(spec, inputs, attrs, needs);
+      const made = runForward(spec, inputs, attrs, needs, metas);
       outputs = [made.output];
       kept = made.kept ?? NO_TENSORS;
     } else if (spec.view) outputs = [spec.view(inputs[0] as Tensor, attrs)];

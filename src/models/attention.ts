@@ -8,8 +8,8 @@ import {
   permute,
   reshape,
   scale as scaled,
-  slice,
   softmax,
+  splitHeads,
   writeInto,
 } from '../ops/index.js';
 import { tensor } from '../tensor/create.js';
@@ -139,10 +139,6 @@ export function fusedHeads(
       ...(mask ? { mask } : {}),
     });
   }
-  const [B, T, width] = x.shape as [number, number, number];
-  const C = width / 3;
-  const [q, k, v] = [0, 1, 2].map((i) =>
-    reshape(slice(x, 2, i * C, (i + 1) * C), [B, T, heads, C / heads]),
-  ) as [Tensor, Tensor, Tensor];
+  const [q, k, v] = splitHeads(x, heads);
   return cachedAttention(q, k, v, cache, layer, options);
 }

@@ -6,14 +6,20 @@ import {
   type Meta,
   runKernel,
 } from '../autograd/index.js';
-import { type ActivationDType, askedDType, gradientDType } from '../tensor/dtype.js';
+import { askedDType, gradientDType } from '../tensor/dtype.js';
 import { failure, shapeText } from '../tensor/errors.js';
 import { sameShape } from '../tensor/shape.js';
 import { Tensor } from '../tensor/tensor.js';
 import { gelu, silu, swiglu } from './activation.js';
-import { sum } from './broadcast.js';
 import { mul, positive, relu } from './elementwise.js';
-import { flatRows, type LinearOptions, linear, product } from './matmul.js';
+import {
+  flatRows,
+  inferLayer,
+  type LinearAttrs,
+  type LinearOptions,
+  layerGradients,
+  linear,
+} from './matmul.js';
 
 interface Rule {
   /** The attribute of `activatedLinear`. */
@@ -39,27 +45,6 @@ const ruleOf = (name: Activation): Rule => RULES[name];
 /** The activation by itself, of a tensor of any shape. */
 export function activationOf(name: Activation): (x: Tensor) => Tensor {
   return ruleOf(name).alone;
-}
-
-/** The shape of x wᵀ. @throws where a weight or a bias does not fit */
-function inferLayer(
-  name: string,
-  { x, w, b }: { x: Meta; w: Meta; b: Meta | undefined },
-  { transposed, dtype: asked = 'f32' }: LinearAttrs,
-): Meta {
-  const [out, inner] = transposed ? [w.shape[1], w.shape[0]] : [w.shape[0], w.shape[1]];
-  if (w.shape.length !== 2 || x.shape.length < 1 || x.shape.at(-1) !== inner) {
-    throw failure(
-      name,
-      `x [.., ${inner ?? '?'}] to meet a weight ${transposed ? '[in, out]' : '[out, in]'}`,
-      `${shapeText(x.shape)} and ${shapeText(w.shape)}`,
-    );
-  }
-  if (b && (b.shape.length !== 1 || b.shape[0] !== out)) {
-    throw failure(name, `a bias [${out}]`, shapeText(b.shape));
-  }
-  const shape = [...x.shape.slice(0, -1), out as number];
-  return { shape, dtype: askedDType(asked, [x.dtype, w.dtype]) };
 }
 
 /** Runs a kernel into y and, where the gradient will read them, `keep` tensors of its shape. */
@@ -96,47 +81,6 @@ function activationGradient(ctx: BackwardContext<ActivatedAttrs>, x: Tensor): Te
   return dx;
 }
 
-/** The places of one layer's inputs in an op. */
-interface Places {
-  readonly w: number;
-  readonly b: number;
-}
-
-/**
- * The gradients of a layer y = x wᵀ + b from dy: dx = dy w, dw = dyᵀ x, db = Σ dy; transposed:
- * dx = dy wᵀ, dw = xᵀ dy.
- * @param into what dx is added to in place
- */
-function layerGradients(
-  { attrs: { transposed }, needs, input, inputs, earlier }: BackwardContext<LinearAttrs>,
-  dy: Tensor,
-  { w, b }: Places,
-  into: Tensor | null,
-) {
-  let dx: Tensor | null = null;
-  if (needs[0]) {
-    const { shape, dtype } = inputs[0] as Meta;
-    const added = into && flatRows(into);
-    const own = gradientDType(dtype, dy.dtype);
-    dx = into ?? product(dy, input(w), { transB: transposed }, null, own).alias(shape);
-    if (added) product(dy, input(w), { transB: transposed }, added);
-  }
-  let dw: Tensor | null = null;
-  if (needs[w]) {
-    const x = flatRows(input(0));
-    const [left, right] = transposed ? [x, dy] : [dy, x];
-    dw = product(left, right, { transA: true }, earlier(w));
-  }
-  return { dx, dw, db: needs[b] ? sum(dy, [0]) : null };
-}
-
-interface LinearAttrs {
-  /** Whether weights are stored [in, out]. */
-  readonly transposed: boolean;
-  /** Of the result and what it is made of; default f32. */
-  readonly dtype?: ActivationDType;
-}
-
 interface ActivatedAttrs extends LinearAttrs {
   readonly activation: Activation;
 }
@@ -146,11 +90,9 @@ const activatedLinearOp = defineOp<ActivatedAttrs>({
   infer: ([x, w, b], attrs) => [
     inferLayer('activatedLinear', { x: x as Meta, w: w as Meta, b }, attrs),
   ],
-  forward: (inputs, attrs, needs) => {
-    const [x, w, b] = inputs as [Tensor, Tensor, Tensor?];
-    const meta = inferLayer('activatedLinear', { x, w, b }, attrs);
+  forward: (inputs, attrs, needs, [y]) => {
     const code = [attrs.transposed ? 1 : 0, ruleOf(attrs.activation).code];
-    return runKept('activatedLinear', inputs, meta, needs.includes(true) ? 1 : 0, code);
+    return runKept('activatedLinear', inputs, y as Meta, needs.includes(true) ? 1 : 0, code);
   },
   again: ([x], { activation }) => {
     const { kernel, attrs } = ruleOf(activation);
@@ -227,10 +169,9 @@ function inferGated([x, gate, up, gateBias, upBias]: readonly Meta[], attrs: Lin
 const gatedLinearOp = defineOp<LinearAttrs>({
   name: 'gatedLinear',
   infer: (inputs, attrs) => [inferGated(inputs, attrs)],
-  forward: (inputs, attrs, needs) => {
+  forward: (inputs, { transposed }, needs, [y]) => {
     const keep = needs.includes(true) ? 2 : 0;
-    const code = [attrs.transposed ? 1 : 0];
-    return runKept('gatedLinear', inputs, inferGated(inputs, attrs), keep, code);
+    return runKept('gatedLinear', inputs, y as Meta, keep, [transposed ? 1 : 0]);
   },
   again: ([gate, up]) =>
     runKernel((gate as Tensor).backend, 'swiglu', [gate as Tensor, up as Tensor], [gate as Tensor]),

@@ -36,6 +36,14 @@ function partsOf(t: Tensor, shape: Shape): KernelTensor[] {
   return [0, 1, 2].map((i) => ({ storage, dtype, shape, byteOffset: t.byteOffset + i * bytes }));
 }
 
+/** q, k and v [B, T, H, D] of x [B, T, 3·H·D], each a copy. */
+export function splitHeads(x: Tensor, heads: number): [Tensor, Tensor, Tensor] {
+  const shape = headsOf(x, heads);
+  const C = (x.shape[2] as number) / 3;
+  const part = (i: number) => reshape(slice(x, 2, i * C, (i + 1) * C), shape);
+  return [part(0), part(1), part(2)];
+}
+
 const TURNED = [1, 0, 2];
 
 /** [N, 3, C] to [3, N, C], or back: `to` has its place, and shapes are as a kernel sees them. */
@@ -103,14 +111,7 @@ const fusedAttentionOp = defineOp<FusedAttrs>({
     return masked ? [dx, null] : [dx];
   },
   composed: ([x, mask], { heads, ...attrs }) => {
-    const fused = x as Tensor;
-    const shape = headsOf(fused, heads);
-    const C = (fused.shape[2] as number) / 3;
-    const [q, k, v] = [0, 1, 2].map((i) => reshape(slice(fused, 2, i * C, (i + 1) * C), shape)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
+    const [q, k, v] = splitHeads(x as Tensor, heads);
     return attention(q, k, v, mask ? { ...attrs, mask } : attrs);
   },
   samples: [

@@ -31,7 +31,7 @@ export {
   tanh,
 } from './elementwise.js';
 export { embedding } from './embedding.js';
-export { fusedAttention } from './fused-attention.js';
+export { fusedAttention, splitHeads } from './fused-attention.js';
 export { type HeadLossOptions, headLoss } from './head-loss.js';
 export { writeInto } from './inplace.js';
 export { addLowRank, type LowRankOptions } from './lora.js';

@@ -1,4 +1,4 @@
-import { defineOp, first, type Meta } from '../autograd/index.js';
+import { type BackwardContext, defineOp, first, type Meta, runKernel } from '../autograd/index.js';
 import {
   type ActivationDType,
   askedDType,
@@ -165,63 +165,81 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   return first(matmulOp([a, b], { transA, transB }));
 }
 
-interface LinearAttrs {
-  /** Whether the weight is stored [in, out]. */
+/** How an op of dense layers reads its weights. */
+export interface LinearAttrs {
+  /** Whether weights are stored [in, out]. */
   readonly transposed: boolean;
-  /** Of the result; default f32. */
+  /** Of the result and what it is made of; default f32. */
   readonly dtype?: ActivationDType;
+}
+
+/** What x wᵀ (+ b) is. @throws where a weight or a bias does not fit */
+export function inferLayer(
+  name: string,
+  { x, w, b }: { x: Meta; w: Meta; b: Meta | undefined },
+  { transposed, dtype: asked = 'f32' }: LinearAttrs,
+): Meta {
+  const [out, inner] = transposed ? [w.shape[1], w.shape[0]] : [w.shape[0], w.shape[1]];
+  if (w.shape.length !== 2 || x.shape.length < 1 || x.shape.at(-1) !== inner) {
+    throw failure(
+      name,
+      `x [.., ${inner ?? '?'}] to meet a weight ${transposed ? '[in, out]' : '[out, in]'}`,
+      `${shapeText(x.shape)} and ${shapeText(w.shape)}`,
+    );
+  }
+  if (b && (b.shape.length !== 1 || b.shape[0] !== out)) {
+    throw failure(name, `a bias [${out}]`, shapeText(b.shape));
+  }
+  const shape = [...x.shape.slice(0, -1), out as number];
+  return { shape, dtype: askedDType(asked, [x.dtype, w.dtype]) };
+}
+
+/** The places of one layer's weight and bias among an op's inputs; x is the first. */
+interface Places {
+  readonly w: number;
+  readonly b: number;
+}
+
+/**
+ * The gradients of a layer y = x wᵀ + b from dy: dx = dy w, dw = dyᵀ x, db = Σ dy; transposed:
+ * dx = dy wᵀ, dw = xᵀ dy.
+ * @param dy [N, out]
+ * @param into what dx is added to in place
+ */
+export function layerGradients(
+  { attrs: { transposed }, needs, input, inputs, earlier }: BackwardContext<LinearAttrs>,
+  dy: Tensor,
+  { w, b }: Places,
+  into: Tensor | null,
+) {
+  let dx: Tensor | null = null;
+  if (needs[0]) {
+    const { shape, dtype } = inputs[0] as Meta;
+    const added = into && flatRows(into);
+    const own = gradientDType(dtype, dy.dtype);
+    const made = product(dy, input(w), { transB: transposed }, added, own);
+    dx = into ?? made.alias(shape);
+  }
+  let dw: Tensor | null = null;
+  if (needs[w]) {
+    const x = flatRows(input(0));
+    const [left, right] = transposed ? [x, dy] : [dy, x];
+    dw = product(left, right, { transA: true }, earlier(w));
+  }
+  return { dx, dw, db: needs[b] ? sum(dy, [0]) : null };
 }
 
 const linearOp = defineOp<LinearAttrs>({
   name: 'linear',
-  infer: ([x, w, b], { transposed, dtype: asked = 'f32' }) => {
-    const { shape, dtype } = x as Meta;
-    const { shape: weight, dtype: wd } = w as Meta;
-    const inner = shape.at(-1);
-    const [out, own] = transposed ? [weight[1], weight[0]] : [weight[0], weight[1]];
-    if (weight.length !== 2 || shape.length < 1 || own !== inner) {
-      throw failure(
-        'linear',
-        `x [.., ${own ?? '?'}] to meet a weight ${transposed ? '[in, out]' : '[out, in]'}`,
-        `${shapeText(shape)} and ${shapeText(weight)}`,
-      );
-    }
-    if (b && (b.shape.length !== 1 || b.shape[0] !== out)) {
-      throw failure('linear', `a bias [${out}]`, shapeText(b.shape));
-    }
-    const made = askedDType(asked, [dtype, wd]);
-    return [{ shape: [...shape.slice(0, -1), out as number], dtype: made }];
+  infer: ([x, w, b], attrs) => [inferLayer('linear', { x: x as Meta, w: w as Meta, b }, attrs)],
+  forward: (inputs, { transposed }, _, outputs) => {
+    const { backend } = inputs[0] as Tensor;
+    return { output: first(runKernel(backend, 'linear', inputs, outputs, [transposed ? 1 : 0])) };
   },
   reads: (needs) => ({ inputs: [...(needs[1] ? [0] : []), ...(needs[0] ? [1] : [])] }),
-  forward: ([x, w, b], { transposed, dtype: asked = 'f32' }) => {
-    const rows = x as Tensor;
-    const weight = w as Tensor;
-    const { backend, shape } = rows;
-    const dtype = askedDType(asked, [rows.dtype, weight.dtype]);
-    const out = weight.shape[transposed ? 1 : 0] as number;
-    const y = Tensor.empty(backend, [...shape.slice(0, -1), out], dtype);
-    backend.run('linear', b ? [rows, weight, b, y] : [rows, weight, y], [transposed ? 1 : 0]);
-    return { output: y };
-  },
-  // y = x wᵀ + b: dx = dy w, dw = dyᵀ x, db = Σ dy; transposed: dx = dy wᵀ, dw = xᵀ dy
-  backward: ({ grad, attrs: { transposed }, inputs, needs, input, earlier }) => {
-    const dy = flatRows(grad);
-    let dx: Tensor | null = null;
-    if (needs[0]) {
-      const into = earlier(0);
-      const { shape, dtype } = inputs[0] as Meta;
-      const made = product(
-        dy,
-        input(1),
-        { transB: transposed },
-        into && flatRows(into),
-        gradientDType(dtype, grad.dtype),
-      );
-      dx = into ?? made.alias(shape);
-    }
-    const dw = needs[1] ? weightGradient(dy, flatRows(input(0)), transposed, earlier(1)) : null;
-    if (inputs.length === 2) return [dx, dw];
-    return [dx, dw, needs[2] ? sum(dy, [0]) : null];
+  backward: (ctx) => {
+    const { dx, dw, db } = layerGradients(ctx, flatRows(ctx.grad), { w: 1, b: 2 }, ctx.earlier(0));
+    return [dx, dw, db];
   },
   composed: ([x, w, b], { transposed }) => {
     const y = matmul(x as Tensor, w as Tensor, { transB: !transposed });
@@ -270,16 +288,6 @@ const linearOp = defineOp<LinearAttrs>({
     },
   ],
 });
-
-function weightGradient(
-  dy: Tensor,
-  x: Tensor,
-  transposed: boolean,
-  earlier: Tensor | null,
-): Tensor {
-  const [a, b] = transposed ? [x, dy] : [dy, x];
-  return product(a, b, { transA: true }, earlier);
-}
 
 /** How {@link linear} reads its weight. */
 export interface LinearOptions {
