@@ -12,6 +12,7 @@ import { Tensor } from '../src/tensor/tensor.js';
 import type { BatchSource, TrainOptions } from '../src/train/trainer.js';
 import { native } from './backends.js';
 import { shimLibrary } from './cuda.js';
+import { ReplayCounter } from './support/replays.js';
 import { TinyRun } from './support/run.js';
 import { TINY, type TinySettings, tinyBatch } from './support/tiny.js';
 import { skipUnless } from './support.js';
@@ -96,23 +97,13 @@ for (const [title, settings, options] of [
 ] as const) {
   onShim(`replayed steps have the bits of eager ones: ${title}`, async () => {
     const eager = await runOf(settings, options);
-    const { replay } = Recording.prototype;
-    let replays = 0;
-    Recording.prototype.replay = function (...args) {
-      const done = replay.apply(this, args);
-      if (done) replays++;
-      return done;
-    };
-    try {
-      const replayed = await runOf(settings, { ...options, graphs: true });
-      assert.is(replays, 4, 'all but the first two');
-      assert.ok(eager.lines.length >= 6 * 7, `${eager.lines.length} products by the library`);
-      assert.equal(replayed.lines, eager.lines, 'the same products, in the same order');
-      assert.equal(replayed.events, eager.events);
-      assert.equal(replayed.bits, eager.bits);
-    } finally {
-      Recording.prototype.replay = replay;
-    }
+    using counter = new ReplayCounter();
+    const replayed = await runOf(settings, { ...options, graphs: true });
+    assert.is(counter.replays, 4, 'all but the first two');
+    assert.ok(eager.lines.length >= 6 * 7, `${eager.lines.length} products by the library`);
+    assert.equal(replayed.lines, eager.lines, 'the same products, in the same order');
+    assert.equal(replayed.events, eager.events);
+    assert.equal(replayed.bits, eager.bits);
   });
 }
 

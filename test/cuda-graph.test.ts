@@ -5,11 +5,12 @@ import * as assert from 'uvu/assert';
 import { scope } from '../src/autograd/index.js';
 import { tensor } from '../src/tensor/create.js';
 import { type CudaBackend, loadCuda } from '../src/tensor/cuda.js';
-import { Recording } from '../src/tensor/recording.js';
+import type { Recording } from '../src/tensor/recording.js';
 import { Tensor } from '../src/tensor/tensor.js';
 import type { BatchSource, TrainOptions } from '../src/train/trainer.js';
 import { native, onGpu, reference } from './backends.js';
 import { shimLibrary } from './cuda.js';
+import { ReplayCounter } from './support/replays.js';
 import { TinyRun } from './support/run.js';
 import { TINY, type TinySettings, tinyBatch } from './support/tiny.js';
 import { skipUnless } from './support.js';
@@ -175,25 +176,15 @@ async function runOf(
   steps: number,
 ) {
   const backend = open();
-  const { replay } = Recording.prototype;
-  let replays = 0;
-  Recording.prototype.replay = function (...args) {
-    const done = replay.apply(this, args);
-    if (done) replays++;
-    return done;
-  };
-  try {
-    using run = new TinyRun(backend, settings);
-    const live = backend.memory().live;
-    const events = await run.train(steps, options, source);
-    assert.is(backend.memory().live.gradient, live.gradient);
-    assert.is(backend.memory().live.activation, live.activation);
-    const bits = run.bits();
-    const plain = events.map(({ seconds: _, ...rest }) => rest);
-    return { bits, events: plain, replays, backend };
-  } finally {
-    Recording.prototype.replay = replay;
-  }
+  using counter = new ReplayCounter();
+  using run = new TinyRun(backend, settings);
+  const live = backend.memory().live;
+  const events = await run.train(steps, options, source);
+  assert.is(backend.memory().live.gradient, live.gradient);
+  assert.is(backend.memory().live.activation, live.activation);
+  const bits = run.bits();
+  const plain = events.map(({ seconds: _, ...rest }) => rest);
+  return { bits, events: plain, replays: counter.replays, backend };
 }
 
 const alike: BatchSource = {

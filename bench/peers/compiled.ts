@@ -2,8 +2,8 @@
 import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { buildSync } from 'esbuild';
+import { JOINED, ROOT } from '../../scripts/lib/steps.mjs';
 
 /** A script that node runs without a loader. */
 export interface Compiled {
@@ -14,23 +14,15 @@ export interface Compiled {
 
 /** Compiles `bench/step.ts` and the sources behind it to a temporary directory. */
 export function compileStep(): Compiled {
-  const root = fileURLToPath(new URL('../../', import.meta.url));
   const dir = mkdtempSync(join(tmpdir(), 'lowrank-bench-'));
   const dispose = () => rmSync(dir, { recursive: true, force: true });
   try {
-    for (const name of ['node_modules', 'build']) symlinkSync(join(root, name), join(dir, name));
+    for (const name of ['node_modules', 'build']) symlinkSync(join(ROOT, name), join(dir, name));
     writeFileSync(join(dir, 'package.json'), '{"type": "module"}\n');
     buildSync({
-      absWorkingDir: root,
+      ...JOINED,
       entryPoints: ['bench/step.ts'],
       outdir: join(dir, 'bench'),
-      bundle: true,
-      splitting: true,
-      packages: 'external',
-      platform: 'node',
-      format: 'esm',
-      target: 'node20',
-      logLevel: 'warning',
     });
   } catch (error) {
     dispose();

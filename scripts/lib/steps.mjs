@@ -34,6 +34,18 @@ const BUNDLES = [
   { entry: 'src/cli/main.ts', folder: 'cli' },
 ];
 
+/** How the package, and what is measured in its place, is joined. */
+export const JOINED = /** @type {const} */ ({
+  absWorkingDir: ROOT,
+  bundle: true,
+  splitting: true,
+  packages: 'external',
+  platform: 'node',
+  format: 'esm',
+  target: 'node20',
+  logLevel: 'warning',
+});
+
 /**
  * Gives classes their names back: where one speaks of itself, esbuild writes `var X = class _X`.
  * A space at the end keeps every column, so that source maps stay right.
@@ -62,19 +74,12 @@ export function bundle(dist) {
   const written = new Set();
   for (const { entry, folder } of BUNDLES) {
     const { outputFiles } = esbuild.buildSync({
-      absWorkingDir: ROOT,
+      ...JOINED,
       entryPoints: [entry],
       outdir: dist,
       outbase: 'src',
       chunkNames: `${folder}/[name]-[hash]`,
-      bundle: true,
-      splitting: true,
-      packages: 'external',
-      platform: 'node',
-      format: 'esm',
-      target: 'node20',
       sourcemap: true,
-      logLevel: 'warning',
       write: false,
     });
     for (const { path, text } of outputFiles) {
